@@ -1,0 +1,5 @@
+"""Bearer token -> Principal. ``token`` verifies, ``keys`` finds keys, ``profiles`` reads claims. Decides nothing else."""
+
+from fhirshield.authenticate.token import Authenticator
+
+__all__ = ["Authenticator"]

@@ -1,0 +1,137 @@
+"""Claims -> who is asking: roles, purposes, Patient in context, ``fhirUser``. One profile an identity product.
+
+A ``patient`` claim or a relative ``fhirUser`` names a person only where the upstream lists the issuer under
+``identities``; from any other issuer both are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from fhirshield.fhir import scopes as smart
+from fhirshield.fhir.reference import literal
+from fhirshield.model import Principal, Situation
+from fhirshield.settings import Issuer, Upstream
+
+DERIVED_ROLES = {
+    "Patient": "patient",
+    "RelatedPerson": "representative",
+    "Practitioner": "practitioner",
+    "PractitionerRole": "practitioner",
+}
+"""The role that a ``fhirUser`` of each type gives; a token with system scopes and no person gives ``system``."""
+
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,256}\Z")
+_NOT_ACCESS = {"ID", "Refresh", "Offline", "Logout"}
+
+
+class ClaimError(ValueError):
+    """Claims that are not those of an access token of this profile."""
+
+
+def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, situation: Situation) -> Principal:
+    """The principal that verified claims describe. Raises ClaimError."""
+    PROFILES[issuer.profile](claims)
+    scope = _text(claims, "scope")
+    parsed = smart.parse(scope)
+    client = _text(claims, "client_id") or _text(claims, "azp")
+    known_here = issuer.name in upstream.identities
+    user = _fhir_user(claims, situation) if known_here else ""
+    patient = _text(claims, "patient") if known_here else ""
+    if patient and not _ID.match(patient):
+        raise ClaimError("`patient` is no id")
+    roles = _roles(claims, issuer, client, user, patient, parsed)
+    purposes = _texts(claims.get("purpose_of_use"))
+    if not purposes:
+        default = issuer.default_purpose.get(client) or issuer.default_purpose.get("*")
+        purposes = {default} if default else set()
+    attributes = tuple(sorted((name, _attribute(claims, path)) for name, path in issuer.claims.items() if _has(claims, path)))
+    facts = [issuer.name, _text(claims, "sub"), client, sorted(roles), sorted(purposes), scope, patient, user, attributes]
+    return Principal(
+        issuer=issuer.name,
+        subject=_text(claims, "sub"),
+        client=client,
+        roles=frozenset(roles),
+        purposes=frozenset(purposes),
+        scopes=parsed,
+        patient=patient,
+        fhir_user=user,
+        attributes=attributes,
+        expires=float(claims["exp"]),
+        fingerprint=hashlib.sha256(msgspec.json.encode(facts)).hexdigest(),
+    )
+
+
+def _smart(claims: dict[str, Any]) -> None:
+    """SMART App Launch: plain claims ``scope``, ``patient``, ``fhirUser``; what OpenID Connect says of ID tokens."""
+    if claims.get("typ") in _NOT_ACCESS or "nonce" in claims or "at_hash" in claims or "c_hash" in claims:
+        raise ClaimError("not an access token")
+    if not isinstance(claims.get("scope"), str):
+        raise ClaimError("no `scope`")
+
+
+def _keycloak(claims: dict[str, Any]) -> None:
+    """Keycloak: every token says what it is in the claim ``typ``; access tokens say ``Bearer``."""
+    if claims.get("typ") != "Bearer":
+        raise ClaimError("not an access token")
+    _smart(claims)
+
+
+PROFILES: dict[str, Callable[[dict[str, Any]], None]] = {"smart": _smart, "keycloak": _keycloak}
+
+
+def _roles(
+    claims: dict[str, Any], issuer: Issuer, client: str, user: str, patient: str, parsed: smart.Scopes
+) -> set[str]:
+    source = issuer.roles
+    roles = set(_texts(_walk(claims, source.claim))) if source.claim else set()
+    roles.update(source.clients.get(client, ()))
+    kind = user.partition("/")[0]
+    roles.update(source.fhir_user.get(kind, ()))
+    for scope in _text(claims, "scope").split(" "):
+        roles.update(source.scopes.get(scope, ()))
+    if kind in DERIVED_ROLES:
+        roles.add(DERIVED_ROLES[kind])
+    elif not user and not patient and parsed.granted and all(scope.context == "system" for scope in parsed.granted):
+        roles.add("system")
+    return roles
+
+
+def _fhir_user(claims: dict[str, Any], situation: Situation) -> str:
+    named = literal(claims.get("fhirUser"), situation.bases)
+    return str(named) if named and named.type in {*DERIVED_ROLES, "Person"} else ""
+
+
+def _text(claims: dict[str, Any], name: str) -> str:
+    value = claims.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _texts(value: Any) -> set[str]:
+    """A string (space-separated) or a list of strings."""
+    items = value.split(" ") if isinstance(value, str) else value if isinstance(value, list) else []
+    return {item for item in items if isinstance(item, str) and item}
+
+
+def _walk(claims: dict[str, Any], path: str) -> Any:
+    """A claim by its own name, or by dots through objects."""
+    if path in claims:
+        return claims[path]
+    found: Any = claims
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def _has(claims: dict[str, Any], path: str) -> bool:
+    return isinstance(_walk(claims, path), str | bool | int | list)
+
+
+def _attribute(claims: dict[str, Any], path: str) -> Any:
+    value = _walk(claims, path)
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else value

@@ -1,0 +1,9 @@
+"""Principal × Interaction -> Permit or Denial. The only step that imports ``policy``; the only maker of a Permit.
+
+``caller`` answers *may this be asked?*, ``resource`` answers *may this be seen?*, ``standing`` holds what both read: the
+scopes and rules of one kind of caller, by resource type.
+"""
+
+from fhirshield.authorize.caller import authorize
+
+__all__ = ["authorize"]

@@ -1,0 +1,141 @@
+"""May this be asked? Token scopes, allow and deny rules, search parameters: one conjunction, written here.
+
+A request is permitted iff a scope grants the interaction, an allow rule grants it, no deny without criteria matches, and
+every parameter may be asked. Each check can only take away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from fhirshield.authorize import parameters as asked
+from fhirshield.authorize.resource import judge_for
+from fhirshield.authorize.standing import Standing, TypeStanding, standing
+from fhirshield.fhir import criteria as fhir_criteria
+from fhirshield.fhir.criteria import Criterion
+from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.search_parameters import subject_parameter
+from fhirshield.model import Denial, Permit, Principal, Reason, Situation
+from fhirshield.policy.compile import RuleSet
+
+NOTES = ("consent not configured", "labels not configured")
+"""Conjuncts that this version does not have; every record says so."""
+
+_RULE_LETTERS = {"read": "r", "vread": "v", "search": "s"}
+
+
+def authorize(principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:
+    """Leave to forward this interaction for this caller, or the reason why not."""
+    if not interaction.letter:
+        return _not_served(interaction)
+    stand = standing_of(principal, situation, rules)
+    found = stand.of(interaction.type)
+    if found is None:
+        return Denial(404, Reason.UNKNOWN_TYPE, "not-supported", f"`{interaction.type}` is not a resource type of R4")
+    denial = (
+        _scope(found, interaction)
+        or _denied(found, interaction)
+        or _allowed(found, interaction)
+        or _version(found, interaction)
+    )
+    if denial:
+        return denial
+    binding = _binding(principal, situation, rules)
+    if interaction.page is not None and interaction.page.binding != binding:
+        return Denial(404, Reason.BAD_PAGE, "not-found", "this page link is not, or no longer, valid for this caller")
+    denial, again = asked.check(interaction.parameters, found)
+    if denial:
+        return denial
+    narrow, nothing = _narrow(found, interaction, principal)
+    criteria = asked.rejudge(interaction.type, again)
+    return Permit(
+        principal=principal,
+        interaction=interaction,
+        situation=situation,
+        judge=judge_for(stand, principal.patient, rules.modifier_extensions, _RULE_LETTERS[interaction.rule_name]),
+        view=lambda name: _known(stand, name).view,
+        narrow=narrow,
+        nothing=nothing,
+        rejudge=fhir_criteria.judge(criteria, situation.bases) if criteria else None,
+        binding=binding,
+        rules=rules.digest,
+        notes=NOTES,
+    )
+
+
+def _binding(principal: Principal, situation: Situation, rules: RuleSet) -> str:
+    """What a page link is bound to: issuer, subject, client, scopes, rule set, upstream; a refreshed token has the same."""
+    who = (principal.issuer, principal.subject, principal.client, principal.scopes.text)
+    return hashlib.sha256("\x00".join((*who, situation.upstream, rules.digest)).encode()).hexdigest()
+
+
+def standing_of(principal: Principal, situation: Situation, rules: RuleSet) -> Standing:
+    """What this caller's scopes and the rules that apply to it come to, type by type."""
+    applied = rules.applied(principal, situation.now)
+    return standing(applied, principal.scopes, bool(principal.patient), bool(principal.fhir_user), situation.bases)
+
+
+def _known(stand: Standing, name: str) -> TypeStanding:
+    found = stand.of(name)
+    if found is None:
+        raise KeyError(name)
+    return found
+
+
+def _not_served(interaction: Interaction) -> Denial:
+    what = interaction.operation or interaction.kind.value
+    return Denial(405, Reason.NOT_SERVED, "not-supported", f"`{what}` is not served here")
+
+
+def _scope(found: TypeStanding, interaction: Interaction) -> Denial | None:
+    if any(interaction.letter in row.letters for row in found.scopes):
+        return None
+    text = f"no scope of the token grants {interaction.rule_name} of {interaction.type}"
+    challenge = ("WWW-Authenticate", 'Bearer error="insufficient_scope"')
+    return Denial(403, Reason.NO_SCOPE, "forbidden", text, (challenge,))
+
+
+def _denied(found: TypeStanding, interaction: Interaction) -> Denial | None:
+    letter = _RULE_LETTERS[interaction.rule_name]
+    by = found.withheld_by or next((r.rule.id for r in found.denies if r.judge is None and letter in r.letters), "")
+    text = f"{interaction.rule_name} of {interaction.type} is denied to this caller"
+    return Denial(403, Reason.DENIED_BY_RULE, "forbidden", text, rule=by) if by else None
+
+
+def _allowed(found: TypeStanding, interaction: Interaction) -> Denial | None:
+    letter = _RULE_LETTERS[interaction.rule_name]
+    if any(letter in row.letters for row in found.allows):
+        return None
+    text = f"no rule allows {interaction.rule_name} of {interaction.type} to this caller"
+    return Denial(403, Reason.NO_RULE, "forbidden", text)
+
+
+def _version(found: TypeStanding, interaction: Interaction) -> Denial | None:
+    if interaction.kind is not Kind.VREAD or not found.view.marked:
+        return None
+    text = f"versions of {interaction.type} are not served to a caller whose view of it is redacted"
+    return Denial(403, Reason.NOT_SERVED, "not-supported", text)
+
+
+def _narrow(found: TypeStanding, interaction: Interaction, principal: Principal) -> tuple[tuple[Criterion, ...], bool]:
+    """What to AND to a search so that less of what may not be seen is fetched, and whether nothing can match at all.
+
+    This only saves work: each resource that comes back is judged again.
+    """
+    if interaction.letter != "s":
+        return (), False
+    scopes = [row for row in found.scopes if "s" in row.letters]
+    letter = _RULE_LETTERS[interaction.rule_name]
+    rows = [row for row in found.allows if letter in row.letters]
+    narrow: list[Criterion] = []
+    if all(row.limited for row in scopes) and not found.open_to_all:
+        name = "_id" if interaction.type == "Patient" else subject_parameter(interaction.type)
+        if not name:
+            return (), True
+        value = principal.patient if name == "_id" else f"Patient/{principal.patient}"
+        narrow.append(Criterion(name, "", (value,)))
+    if len(scopes) == 1 and scopes[0].scope.criteria:
+        narrow += scopes[0].scope.criteria.items
+    if len(rows) == 1 and rows[0].rule.allow:
+        narrow += rows[0].rule.allow.of(interaction.type)[0].items
+    return tuple(dict.fromkeys(narrow)), False

@@ -1,0 +1,147 @@
+"""May this be asked? Search parameters and sort keys that would reveal what is hidden are refused, never answered.
+
+Which those are is derived from the redacted paths and the parameters' expressions; nothing is listed by hand.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from fhirshield.authorize.standing import TypeStanding
+from fhirshield.fhir import criteria as fhir_criteria
+from fhirshield.fhir.criteria import Criteria, Criterion
+from fhirshield.fhir.interaction import Parameter
+from fhirshield.fhir.path import Where, predicate, targets
+from fhirshield.fhir.search_parameters import RESULT_PARAMETERS, SearchParameter, Way, search_parameter
+from fhirshield.model import Denial, Obligation, Reason, TypeView
+
+SERVED_RESULT_PARAMETERS = frozenset({"_sort", "_count"})
+MODIFIERS = {
+    "token": {"", "not", "missing"},
+    "string": {"", "exact", "contains", "missing"},
+    "reference": {"", "missing"},
+    "date": {"", "missing"},
+    "number": {"", "missing"},
+    "quantity": {"", "missing"},
+    "uri": {"", "missing", "above", "below"},
+    "composite": {""},
+}
+"""The modifiers that are forwarded, by parameter type; a resource type is one on references too."""
+SILENT_WHEN_MARKED = frozenset({"_lastUpdated", "_source"})
+"""Asked of a type whose view carries obligations, these would tell of hidden edits."""
+
+_FOOTPRINTS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
+    ("token", "CodeableConcept"): (("coding", "system"), ("coding", "code")),
+    ("token", "Coding"): (("system",), ("code",)),
+    ("token", "Identifier"): (("system",), ("value",)),
+    ("reference", "Reference"): (("reference",),),
+}
+"""The elements of a datatype that a parameter of a type reads; all of it where not listed."""
+
+
+def check(parameters: tuple[Parameter, ...], standing: TypeStanding) -> tuple[Denial | None, list[Criterion]]:
+    """The first parameter that may not be asked, and the criteria to judge matches by on their redacted view."""
+    again: list[Criterion] = []
+    for parameter in parameters:
+        denial = _sort_keys(parameter, standing) if parameter.name == "_sort" else _one(parameter, standing, again)
+        if denial is not None:
+            return denial, []
+    return None, again
+
+
+def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -> Denial | None:
+    if parameter.name == "_count":
+        return None
+    known = search_parameter(standing.type, parameter.name)
+    if known is None or parameter.name in RESULT_PARAMETERS or not known.ways:
+        return _unknown(parameter, standing.type)
+    allowed = MODIFIERS.get(known.type, set())
+    typed = known.type == "reference" and parameter.modifier in known.targets
+    if parameter.modifier not in allowed and not typed:
+        text = f"`{parameter.name}:{parameter.modifier}` is not served"
+        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", text)
+    revealing = _revealed(standing.view, known)
+    if not revealing and not (standing.view.marked and parameter.name in SILENT_WHEN_MARKED):
+        return None
+    if revealing and _excluded(parameter, known, revealing):
+        again.append(Criterion(parameter.name, "", tuple(fhir_criteria.split(parameter.value, ","))))
+        return None
+    return _revealing(parameter.name, standing.type)
+
+
+def _sort_keys(parameter: Parameter, standing: TypeStanding) -> Denial | None:
+    for key in parameter.value.split(","):
+        name = key.removeprefix("-")
+        known = search_parameter(standing.type, name)
+        if known is None or not known.ways:
+            return _unknown(Parameter(name, "", ""), standing.type)
+        if _revealed(standing.view, known) or (standing.view.marked and name in SILENT_WHEN_MARKED):
+            return _revealing(name, standing.type)
+    return None
+
+
+def _unknown(parameter: Parameter, resource_type: str) -> Denial:
+    text = f"search parameter `{parameter.name}` of {resource_type} is unknown or not served"
+    return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", text)
+
+
+def _revealing(name: str, resource_type: str) -> Denial:
+    text = f"search parameter `{name}` of {resource_type} asks about elements that are hidden from this caller"
+    return Denial(403, Reason.REVEALING_PARAMETER, "forbidden", text)
+
+
+@lru_cache(maxsize=16384)
+def _revealed(view: TypeView, parameter: SearchParameter) -> tuple[Obligation, ...]:
+    """The obligations that touch an element which the parameter reads."""
+    reads = [foot for way in _ways(view.type, parameter) for foot in footprint(parameter.type, way)]
+    return tuple(
+        obligation
+        for obligation in view.obligations
+        if any(_touches(hidden.names, read) for hidden in targets(obligation.path, view.type) for read in reads)
+    )
+
+
+def _ways(resource_type: str, parameter: SearchParameter) -> tuple[Way, ...]:
+    """A composite reads what its components read, and all that its own expression spans."""
+    ways = parameter.ways
+    for code in parameter.components:
+        name = code.partition("-")[2]
+        component = search_parameter(resource_type, name) or search_parameter(resource_type, code)
+        ways += component.ways if component else ()
+    return ways
+
+
+def footprint(parameter_type: str, way: Way) -> tuple[tuple[str, ...], ...]:
+    """The element paths that a parameter reads on one way."""
+    tails = _FOOTPRINTS.get((parameter_type, way.datatype), ((),))
+    return tuple((*way.names, *tail) for tail in tails)
+
+
+def _touches(hidden: tuple[str, ...], read: tuple[str, ...]) -> bool:
+    """Whether one of the two element paths contains the other; a primitive's sibling counts as the primitive."""
+    plain = tuple(name.removeprefix("_") for name in hidden)
+    length = min(len(plain), len(read))
+    return plain[:length] == read[:length]
+
+
+def _excluded(parameter: Parameter, known: SearchParameter, obligations: tuple[Obligation, ...]) -> bool:
+    """Whether ``system|value`` names identifiers that every touching obligation's filter leaves alone."""
+    if known.type != "token" or parameter.modifier or any(way.datatype != "Identifier" for way in known.ways):
+        return False
+    for value in fhir_criteria.split(parameter.value, ","):
+        parts = [fhir_criteria.unescape(part) for part in fhir_criteria.split(value, "|")]
+        if len(parts) != 2 or not all(parts):
+            return False
+        example = {"system": parts[0], "value": parts[1]}
+        for obligation in obligations:
+            filters = [s for s in obligation.path.segments if isinstance(s, Where)]
+            if len(filters) != 1 or obligation.path.segments[1:2] != (filters[0],):
+                return False
+            if predicate(filters[0].expression)(example, {}):
+                return False
+    return True
+
+
+def rejudge(resource_type: str, again: list[Criterion]) -> Criteria | None:
+    """The criteria that a match must still meet once it is redacted."""
+    return Criteria(resource_type, tuple(again)) if again else None

@@ -1,0 +1,95 @@
+"""May this be seen? One resource in, one Verdict out. Deny beats permit; what cannot be known denies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fhirshield.authorize.standing import RuleRow, ScopeRow, Standing, TypeStanding
+from fhirshield.fhir.subjects import patients_of
+from fhirshield.model import Reason, Verdict
+
+Judge = Callable[[Any, str, bool], Verdict]
+
+_UNKNOWN_TYPE = Verdict(False, Reason.UNKNOWN_TYPE)
+_UNKNOWN_MODIFIER = Verdict(False, Reason.UNKNOWN_MODIFIER)
+
+
+def judge_for(standing: Standing, patient: str, modifier_extensions: frozenset[str], rule_letter: str) -> Judge:
+    """The judge of one caller. ``rule_letter`` is what rules call the interaction: ``r``, ``v`` or ``s``."""
+    bases = standing.bases
+
+    def judge(resource: Any, letter: str, careful: bool) -> Verdict:
+        name = resource.get("resourceType") if type(resource) is dict else None
+        found = standing.of(name) if type(name) is str else None
+        if found is None:
+            return _UNKNOWN_TYPE
+        if careful and unknown_modifier(resource, modifier_extensions):
+            return _UNKNOWN_MODIFIER
+        if found.withheld_by:
+            return Verdict(False, Reason.DENIED_BY_RULE, found.withheld_by)
+        for row in found.denies:
+            if denies(row, rule_letter, resource):
+                return Verdict(False, Reason.DENIED_BY_RULE, row.rule.id)
+        if letter == "c":
+            return Verdict(True, Reason.PERMITTED, "", obligations_on(found, resource))
+        if not any(scope_grants(row, letter, resource, found, patient, bases) for row in found.scopes):
+            outside = any(letter in row.letters and row.limited for row in found.scopes)
+            return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
+        for row in found.allows:
+            if allows(row, rule_letter, resource):
+                return Verdict(True, Reason.PERMITTED, row.rule.id, obligations_on(found, resource))
+        return Verdict(False, Reason.NO_RULE)
+
+    return judge
+
+
+def denies(row: RuleRow, letter: str, resource: Any) -> bool:
+    """Whether a deny holds; unknown holds. A deny of reading or searching withholds either way."""
+    return letter in row.letters and (row.judge is None or row.judge(resource) is not False)
+
+
+def allows(row: RuleRow, letter: str, resource: Any) -> bool:
+    """Whether an allow certainly holds."""
+    return letter in row.letters and (row.judge is None or row.judge(resource) is True)
+
+
+def scope_grants(row: ScopeRow, letter: str, resource: Any, found: TypeStanding, patient: str, bases: tuple[str, ...]) -> bool:
+    """Whether a scope grants the letter, its criteria certainly hold, and the resource is in the patient's set."""
+    if letter not in row.letters or (row.judge is not None and row.judge(resource) is not True):
+        return False
+    return not row.limited or in_patients_set(resource, found, patient, bases)
+
+
+def in_patients_set(resource: Any, found: TypeStanding, patient: str, bases: tuple[str, ...]) -> bool:
+    """Whether a resource is about the patient in context and nobody else, or is of a type opened by name."""
+    return found.open_to_all or patients_of(resource, bases) == {patient}
+
+
+def obligations_on(found: TypeStanding, resource: Any) -> int:
+    """The obligations whose criteria are not certainly false here, as bits."""
+    bits = found.always
+    for bit, judge in found.obligations:
+        if judge(resource) is not False:
+            bits |= bit
+    return bits
+
+
+def unknown_modifier(node: Any, known: frozenset[str]) -> bool:
+    """Whether a modifier extension that the rules do not list stands anywhere in the resource."""
+    return any(
+        type(extension) is not dict or extension.get("url") not in known for extension in _modifier_extensions(node)
+    )
+
+
+def _modifier_extensions(node: Any) -> Iterator[Any]:
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if type(current) is dict:
+            found = current.get("modifierExtension")
+            if found is not None:
+                yield from found if type(found) is list else [found]
+            waiting.extend(v for v in current.values() if type(v) is dict or type(v) is list)
+        elif type(current) is list:
+            waiting.extend(v for v in current if type(v) is dict or type(v) is list)

@@ -1,0 +1,175 @@
+"""What one kind of caller may do, by resource type: scopes and rules brought together once, read for every resource.
+
+A standing depends on the rules that apply and on the scopes, not on who exactly asks, so callers share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fhirshield.authorize.naming import touches_identifier, touches_name
+from fhirshield.fhir import criteria
+from fhirshield.fhir.criteria import Criteria, Judge
+from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.scopes import Scope, Scopes
+from fhirshield.fhir.subjects import has_subject
+from fhirshield.model import Naming, Obligation, TypeView
+from fhirshield.policy.compile import Applied
+from fhirshield.policy.rule import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeRow:
+    """A scope as it bears on one type."""
+
+    scope: Scope
+    letters: str
+    limited: bool
+    """To resources about the patient in context."""
+    judge: Judge | None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """One selector of an allow or a deny, as it bears on one type."""
+
+    rule: Rule
+    letters: str
+    """Of ``r`` (read), ``v`` (vread), ``s`` (search)."""
+    named: bool
+    """The selector names the type, not ``*``."""
+    judge: Judge | None
+
+
+@dataclass(frozen=True, slots=True)
+class TypeStanding:
+    """Everything that bears on one type."""
+
+    type: str
+    scopes: tuple[ScopeRow, ...]
+    allows: tuple[RuleRow, ...]
+    denies: tuple[RuleRow, ...]
+    obligations: tuple[tuple[int, Judge], ...]
+    """Those with criteria, each with its bit; the rest are in ``always``."""
+    always: int
+    withheld_by: str
+    """The rule that withholds the type whole, or empty."""
+    open_to_all: bool
+    """A type without a patient that an allow rule names: readable under a patient scope too."""
+    view: TypeView
+
+
+class Standing:
+    """The standing of one kind of caller at one upstream."""
+
+    def __init__(self, applied: Applied, scopes: Scopes, patient: bool, user: bool, bases: tuple[str, ...]) -> None:
+        self.applied = applied
+        self.bases = bases
+        self.scopes = tuple(
+            s for s in scopes.granted if s.context == "system" or (s.context == "patient" and patient) or (s.context == "user" and user)
+        )
+        self._types: dict[str, TypeStanding] = {}
+        self._naming: Naming | None = None
+
+    def of(self, resource_type: str) -> TypeStanding | None:
+        """What bears on a type; None for a type that R4 does not have."""
+        found = self._types.get(resource_type)
+        if found is None and resource_type in resource_types():
+            found = self._types[resource_type] = self._type(resource_type)
+        return found
+
+    def _type(self, name: str) -> TypeStanding:
+        obligations = self._obligations(name)
+        allows = self._rows(name, allow=True)
+        return TypeStanding(
+            type=name,
+            scopes=self._scope_rows(name),
+            allows=allows,
+            denies=self._rows(name, allow=False),
+            obligations=tuple((1 << i, self._judge(o.criteria)) for i, o in enumerate(obligations) if o.criteria),
+            always=sum(1 << i for i, o in enumerate(obligations) if o.criteria is None),
+            withheld_by=self._withheld_by(name),
+            open_to_all=not has_subject(name)
+            and name not in {"Device", "Provenance"}
+            and any(row.named and row.judge is None for row in allows),
+            view=TypeView(
+                name,
+                obligations,
+                self.naming,
+                marked=bool(obligations),
+                silent=bool(obligations) or (has_subject(name) and bool(self._obligations("Patient"))),
+                label="\n".join(f"{o.rule} {o.path.text} {o.operation}" for o in obligations).encode(),
+            ),
+        )
+
+    def _obligations(self, name: str) -> tuple[Obligation, ...]:
+        return tuple(o for rule in self.applied.redact for o in rule.redact if o.type == name)
+
+    def _withheld_by(self, name: str) -> str:
+        return next((rule.id for rule in self.applied.redact if name in rule.withheld or "*" in rule.withheld), "")
+
+    def _scope_rows(self, name: str) -> tuple[ScopeRow, ...]:
+        return tuple(
+            ScopeRow(s, s.permissions, s.context == "patient", self._judge(s.criteria, name) if s.criteria else None)
+            for s in self.scopes
+            if s.covers(name)
+        )
+
+    def _rows(self, name: str, *, allow: bool) -> tuple[RuleRow, ...]:
+        rows = []
+        for rule in self.applied.allow if allow else self.applied.deny:
+            grant = rule.allow if allow else rule.deny
+            assert grant is not None
+            letters = "".join(letter for verb, letter in _LETTERS if verb in grant.interactions)
+            for selector in grant.of(name):
+                judge = self._judge(selector, name) if selector.items else None
+                rows.append(RuleRow(rule, letters, selector.type == name, judge))
+        return tuple(rows)
+
+    def _judge(self, selector: Criteria, name: str = "") -> Judge:
+        return criteria.judge(Criteria("*" if selector.type == "*" else name or selector.type, selector.items), self.bases)
+
+    # --- names in references ------------------------------------------------------------------------------------
+
+    @property
+    def naming(self) -> Naming:
+        """Where displays and identifiers of references may stay."""
+        if self._naming is None:
+            self._naming = self._name()
+        return self._naming
+
+    def _name(self) -> Naming:
+        visible = {t for t in resource_types() if self._never_withheld(t, subject=False)}
+        display = frozenset(t for t in visible if not touches_name(self._obligations(t), t))
+        identifier = frozenset(t for t in visible if not touches_identifier(self._obligations(t)))
+        of_subject = self._never_withheld("Patient", subject=True)
+        patient = self._obligations("Patient")
+        return Naming(
+            display,
+            identifier,
+            of_subject and not touches_name(patient, "Patient"),
+            of_subject and not touches_identifier(patient),
+            len(display) == len(identifier) == len(resource_types()),
+        )
+
+    def _never_withheld(self, name: str, *, subject: bool) -> bool:
+        """Whether every resource of a type can be read by this caller (``subject``: the subject of what it sees)."""
+        if self._withheld_by(name) or self._rows(name, allow=False):
+            return False
+        allows = self._rows(name, allow=True)
+        open_to_all = not has_subject(name) and any(row.named for row in allows)
+        scoped = any(
+            row.judge is None and "r" in row.letters and (not row.limited or subject or open_to_all)
+            for row in self._scope_rows(name)
+        )
+        return scoped and any(row.judge is None and "r" in row.letters for row in allows)
+
+
+_LETTERS = (("read", "r"), ("vread", "v"), ("search", "s"))
+
+
+@lru_cache(maxsize=1024)
+def standing(applied: Applied, scopes: Scopes, patient: bool, user: bool, bases: tuple[str, ...]) -> Standing:
+    """The shared standing of all callers with these rules and scopes."""
+    return Standing(applied, scopes, patient, user, bases)

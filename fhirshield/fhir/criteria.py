@@ -1,0 +1,407 @@
+"""Criteria: one language, FHIR search syntax, with two readings of one parse (FHIR R4 §3.1.1).
+
+``parse`` reads ``Observation?category=laboratory&status=final``; ``render`` gives it back as query parameters to push to
+a server; ``judge`` decides it on a resource. Judging is three-valued: True, False, or None where the resource does not
+say. What cannot be decided here (chains, ``_has``, composites, value sets) is a CriteriaError, never an answer.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from urllib.parse import unquote
+
+from fhirshield.errors import CriteriaError
+from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.reference import Literal, literal
+from fhirshield.fhir.search_parameters import SearchParameter, reader, search_parameter
+
+Answer = bool | None
+Judge = Callable[[Any], Answer]
+"""resource -> True, False, or None for unknown."""
+Decide = Callable[[str, Any], Answer]
+"""(datatype, value) -> the same."""
+
+MODIFIERS = {
+    "token": frozenset({"", "not", "missing"}),
+    "string": frozenset({"", "exact", "contains", "missing"}),
+    "reference": frozenset({"", "missing"}) | resource_types(),
+    "date": frozenset({"", "missing"}),
+    "number": frozenset({"", "missing"}),
+    "quantity": frozenset({"", "missing"}),
+    "uri": frozenset({"", "missing"}),
+}
+"""What is decided here, by parameter type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """``name:modifier=value,value``; the values are as written, escapes and all (comma is OR)."""
+
+    name: str
+    modifier: str
+    values: tuple[str, ...]
+
+    def query(self) -> tuple[str, str]:
+        """As a query parameter, not yet percent-encoded."""
+        return (f"{self.name}:{self.modifier}" if self.modifier else self.name, ",".join(self.values))
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """A resource type (or ``*``) and criteria that must all hold."""
+
+    type: str
+    items: tuple[Criterion, ...]
+
+    def __str__(self) -> str:
+        query = "&".join("=".join(item.query()) for item in self.items)
+        return self.type + (f"?{query}" if query else "")
+
+
+# --- parsing --------------------------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> Criteria:
+    """Read ``Type?name=value&…``. Raises CriteriaError for what names nothing or is not decided here."""
+    resource_type, mark, query = text.partition("?")
+    if resource_type != "*" and resource_type not in resource_types():
+        raise CriteriaError(f"`{resource_type}` is not a resource type of R4")
+    if mark and not query:
+        raise CriteriaError(f"`{text}` has a `?` and no criteria")
+    items = tuple(_criterion(resource_type, part) for part in query.split("&")) if query else ()
+    return Criteria(resource_type, items)
+
+
+def _criterion(resource_type: str, part: str) -> Criterion:
+    name, equals, value = part.partition("=")
+    if not equals or not name or not value:
+        raise CriteriaError(f"`{part}` is not `parameter=value`")
+    code, _, modifier = unquote(name).partition(":")
+    criterion = Criterion(code, modifier, tuple(split(unquote(value), ",")))
+    judge_of(criterion, resource_type)
+    return criterion
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Split at separators that no backslash escapes (FHIR R4 §3.1.1.4.0.1); escapes stay."""
+    parts = [""]
+    escaped = False
+    for char in text:
+        if char == separator and not escaped:
+            parts.append("")
+        else:
+            parts[-1] += char
+        escaped = char == "\\" and not escaped
+    return parts
+
+
+def unescape(text: str) -> str:
+    """Undo ``\\,`` ``\\|`` ``\\$`` ``\\\\``."""
+    return re.sub(r"\\([,|$\\])", r"\1", text)
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+def judge(criteria: Criteria, bases: tuple[str, ...] = ()) -> Judge:
+    """The criteria as a function of a resource; the resource's type is compared too."""
+    judges = [judge_of(item, criteria.type, bases) for item in criteria.items]
+    wanted = criteria.type
+
+    def decide(resource: Any) -> Answer:
+        if wanted != "*" and resource.get("resourceType") != wanted:
+            return False
+        result: Answer = True
+        for one in judges:
+            answer = one(resource)
+            if answer is False:
+                return False
+            if answer is None:
+                result = None
+        return result
+
+    return decide
+
+
+def judge_of(criterion: Criterion, resource_type: str, bases: tuple[str, ...] = ()) -> Judge:
+    """One criterion as a function of a resource of that type."""
+    base = "Resource" if resource_type == "*" else resource_type
+    parameter = search_parameter(base, criterion.name)
+    if parameter is None:
+        raise CriteriaError(f"`{criterion.name}` is not a search parameter of `{resource_type}`")
+    allowed = MODIFIERS.get(parameter.type)
+    if allowed is None or not parameter.ways or criterion.name in {"deceased", "_query"}:
+        raise CriteriaError(f"`{criterion.name}` ({parameter.type}) cannot be decided on a resource")
+    if criterion.modifier not in allowed:
+        raise CriteriaError(f"`{criterion.name}:{criterion.modifier}` cannot be decided on a resource")
+    if criterion.modifier == "missing":
+        return _missing(parameter, criterion.values)
+    decides = [_DECIDERS[parameter.type](value, criterion.modifier, parameter, bases) for value in criterion.values]
+    read = reader(parameter.ways)
+    negate = criterion.modifier == "not"
+
+    def decide(resource: Any) -> Answer:
+        result: Answer = False
+        for datatype, value in read(resource):
+            for one in decides:
+                answer = None if value is None else one(datatype, value)
+                if answer is True:
+                    return not negate
+                if answer is None:
+                    result = None
+        return (not result if negate else result) if result is not None else None
+
+    return decide
+
+
+def _missing(parameter: SearchParameter, values: tuple[str, ...]) -> Judge:
+    if values not in {("true",), ("false",)}:
+        raise CriteriaError(f"`{parameter.code}:missing` takes `true` or `false`")
+    wanted = values == ("true",)
+    read = reader(parameter.ways)
+    return lambda resource: (not read(resource)) is wanted
+
+
+def _token(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
+    parts = [unescape(part) for part in split(text, "|")]
+    if len(parts) > 2 or not any(parts):
+        raise CriteriaError(f"`{text}` is not `code`, `system|code`, `|code` or `system|`")
+    system, code = (None, parts[0]) if len(parts) == 1 else (parts[0], parts[1])
+
+    def same(value: Any, found_system: Any) -> Answer:
+        if system is not None and (found_system or "") != system:
+            return False
+        if not code:
+            return True
+        if value is None:
+            return None
+        if value is True or value is False:
+            value = "true" if value else "false"
+        if not isinstance(value, str):
+            return None
+        return True if value == code else None if value.casefold() == code.casefold() else False
+
+    def decide(datatype: str, value: Any) -> Answer:
+        if datatype == "CodeableConcept":
+            codings = value.get("coding") if isinstance(value, dict) else None
+            if not isinstance(codings, list) or not codings:
+                return None
+            return _any(same(c.get("code"), c.get("system")) if isinstance(c, dict) else None for c in codings)
+        if datatype == "Coding":
+            return same(value.get("code"), value.get("system")) if isinstance(value, dict) else None
+        if datatype in {"Identifier", "ContactPoint"}:
+            if not isinstance(value, dict):
+                return None
+            return same(value.get("value"), value.get("system") if datatype == "Identifier" else system)
+        if isinstance(value, dict | list):
+            return None
+        return same(value, system)
+
+    return decide
+
+
+def _any(answers: Any) -> Answer:
+    result: Answer = False
+    for answer in answers:
+        if answer is True:
+            return True
+        if answer is None:
+            result = None
+    return result
+
+
+def _string(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
+    wanted = unescape(text)
+    plain = wanted if modifier == "exact" else fold(wanted)
+
+    def one(value: Any) -> Answer:
+        if not isinstance(value, str):
+            return None
+        if modifier == "exact":
+            return value == plain
+        return plain in fold(value) if modifier == "contains" else fold(value).startswith(plain)
+
+    def decide(datatype: str, value: Any) -> Answer:
+        if not isinstance(value, dict):
+            return one(value)
+        parts = [p for v in value.values() for p in (v if isinstance(v, list) else [v]) if isinstance(p, str)]
+        return _any(one(part) for part in parts) if parts else None
+
+    return decide
+
+
+def fold(text: str) -> str:
+    """Case and accents removed, as FHIR string search compares."""
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
+
+
+def _reference(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
+    wanted = unescape(text)
+    exact = literal(wanted, bases)
+    if exact is None and re.fullmatch(r"[A-Za-z0-9\-.]{1,256}", wanted):
+        exact = Literal(modifier, wanted)
+    if modifier and exact is not None and exact.type not in {"", modifier}:
+        raise CriteriaError(f"`{text}` is not a `{modifier}`")
+
+    def decide(datatype: str, value: Any) -> Answer:
+        raw = value.get("reference") if isinstance(value, dict) else value
+        if not isinstance(raw, str) or raw.startswith(("#", "urn:")):
+            return None
+        found = literal(raw, bases)
+        if exact is None or found is None:
+            return raw == wanted
+        return found.id == exact.id and exact.type in {"", found.type}
+
+    return decide
+
+
+def _uri(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
+    wanted = unescape(text)
+    return lambda datatype, value: value == wanted if isinstance(value, str) else None
+
+
+# --- ordered values: date, number, quantity -----------------------------------------------------------------------
+
+_PREFIX = re.compile(r"(eq|ne|gt|lt|ge|le|sa|eb)?(.+)\Z", re.DOTALL)
+
+
+def _ordered(prefix: str, low: Any, high: Any, wanted_low: Any, wanted_high: Any) -> Answer:
+    """Compare the range of a stored value with the range of a search value (both ends included)."""
+    if prefix in {"eq", "ne"}:
+        within: Answer = None
+        if wanted_low <= low and high <= wanted_high:
+            within = True
+        elif high < wanted_low or wanted_high < low:
+            within = False
+        return within if prefix == "eq" or within is None else not within
+    if prefix in {"gt", "sa"}:
+        return True if low > wanted_high else False if high <= wanted_high or prefix == "sa" else None
+    if prefix in {"lt", "eb"}:
+        return True if high < wanted_low else False if low >= wanted_low or prefix == "eb" else None
+    if prefix == "ge":
+        return True if low >= wanted_low else False if high < wanted_low else None
+    return True if high <= wanted_high else False if low > wanted_high else None
+
+
+def _date(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
+    found = _PREFIX.match(text)
+    span = date_span(found[2]) if found else None
+    if found is None or span is None:
+        raise CriteriaError(f"`{text}` is not a date with a prefix of eq ne gt lt ge le sa eb")
+    prefix, wanted = found[1] or "eq", span
+
+    def decide(datatype: str, value: Any) -> Answer:
+        if datatype == "Period" and isinstance(value, dict):
+            start, end = value.get("start"), value.get("end")
+            first = date_span(start) if isinstance(start, str) else (_EARLIEST, _EARLIEST)
+            last = date_span(end) if isinstance(end, str) else (_LATEST, _LATEST)
+            known = first and last and (first[0], last[1])
+        else:
+            known = date_span(value) if isinstance(value, str) else None
+        return _ordered(prefix, *known, *wanted) if known else None
+
+    return decide
+
+
+_DATE = re.compile(
+    r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T(\d\d):(\d\d)(?::(\d\d)(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?)?)?\Z"
+)
+_EARLIEST = dt.datetime.min.replace(tzinfo=dt.UTC)
+_LATEST = dt.datetime.max.replace(tzinfo=dt.UTC)
+Span = tuple[dt.datetime, dt.datetime]
+
+
+def date_span(text: str) -> Span | None:
+    """First and last instant that a FHIR date, dateTime or instant covers; without an offset it is taken as UTC."""
+    found = _DATE.match(text)
+    if not found:
+        return None
+    year, month, day, hour, minute, second, fraction, zone = found.groups()
+    try:
+        offset = dt.UTC if zone in {None, "Z"} else dt.datetime.strptime(zone, "%z").tzinfo
+        micro = int(Decimal(fraction or 0) * 1_000_000)
+        low = dt.datetime(
+            int(year), int(month or 1), int(day or 1), int(hour or 0), int(minute or 0),
+            min(int(second or 0), 59), micro, offset,
+        ).astimezone(dt.UTC)  # fmt: skip
+        if second:
+            width = dt.timedelta() if fraction else dt.timedelta(seconds=1)
+        elif hour:
+            width = dt.timedelta(minutes=1)
+        elif day:
+            width = dt.timedelta(days=1)
+        else:
+            following = low.replace(year=low.year + 1) if not month else _next_month(low)
+            width = following - low
+        return low, low + width - (dt.timedelta(microseconds=1) if width else dt.timedelta())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _next_month(moment: dt.datetime) -> dt.datetime:
+    return (moment + dt.timedelta(days=31)).replace(day=1)
+
+
+def _number(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
+    prefix, low, high = _number_span(text)
+
+    def decide(datatype: str, value: Any) -> Answer:
+        if isinstance(value, bool) or not isinstance(value, int | Decimal):
+            return None
+        return _ordered(prefix, value, value, low, high)
+
+    return decide
+
+
+def _number_span(text: str) -> tuple[str, Decimal, Decimal]:
+    """The prefix and the range that a number stands for: half a unit of its last digit around it (R4 §3.1.1.4.6)."""
+    found = _PREFIX.match(text)
+    try:
+        number = Decimal(found[2] if found else "")
+        exponent = number.as_tuple().exponent
+    except InvalidOperation:
+        raise CriteriaError(f"`{text}` is not a number with a prefix of eq ne gt lt ge le sa eb") from None
+    if found is None or not isinstance(exponent, int):
+        raise CriteriaError(f"`{text}` is not a finite number")
+    prefix = found[1] or "eq"
+    half = Decimal(1).scaleb(exponent) / 2 if prefix in {"eq", "ne"} else Decimal(0)
+    return prefix, number - half, number + half
+
+
+def _quantity(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
+    parts = [unescape(part) for part in split(text, "|")]
+    if len(parts) not in {1, 3}:
+        raise CriteriaError(f"`{text}` is not `number` or `number|system|code`")
+    prefix, low, high = _number_span(parts[0])
+    system, code = (parts[1], parts[2]) if len(parts) == 3 else ("", "")
+
+    def decide(datatype: str, value: Any) -> Answer:
+        if not isinstance(value, dict) or "comparator" in value:
+            return None
+        amount = value.get("value")
+        if isinstance(amount, bool) or not isinstance(amount, int | Decimal):
+            return None
+        if system and value.get("system") != system:
+            return None
+        if code and code not in {value.get("code"), value.get("unit")}:
+            return None
+        return _ordered(prefix, amount, amount, low, high)
+
+    return decide
+
+
+_DECIDERS: dict[str, Callable[[str, str, SearchParameter, tuple[str, ...]], Decide]] = {
+    "token": _token,
+    "string": _string,
+    "reference": _reference,
+    "uri": _uri,
+    "date": _date,
+    "number": _number,
+    "quantity": _quantity,
+}

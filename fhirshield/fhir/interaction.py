@@ -1,0 +1,76 @@
+"""One FHIR RESTful interaction (FHIR R4 §3.1.0), as parsed from a request. Nothing of the request's bytes remains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fhirshield.fhir.page import Page, Parameter
+
+
+class Kind(StrEnum):
+    """The interactions of the RESTful API, by the names of the code system restful-interaction."""
+
+    READ = "read"
+    VREAD = "vread"
+    SEARCH_TYPE = "search-type"
+    SEARCH_SYSTEM = "search-system"
+    SEARCH_COMPARTMENT = "search-compartment"
+    HISTORY_INSTANCE = "history-instance"
+    HISTORY_TYPE = "history-type"
+    HISTORY_SYSTEM = "history-system"
+    CREATE = "create"
+    UPDATE = "update"
+    PATCH = "patch"
+    DELETE = "delete"
+    BATCH = "batch"
+    """A batch or a transaction: the body tells which."""
+    OPERATION = "operation"
+    CAPABILITIES = "capabilities"
+    SMART_CONFIGURATION = "smart-configuration"
+    PAGE = "page"
+    """A further page of a search, by a link of ours."""
+    PREFLIGHT = "preflight"
+    """A CORS preflight (Fetch §3.2.2); not FHIR."""
+
+
+RULE_NAMES = {
+    Kind.READ: "read",
+    Kind.VREAD: "vread",
+    Kind.SEARCH_TYPE: "search",
+    Kind.PAGE: "search",
+}
+"""What rules call the interactions that are served."""
+
+SCOPE_LETTERS = {Kind.READ: "r", Kind.VREAD: "r", Kind.SEARCH_TYPE: "s", Kind.PAGE: "s"}
+"""The SMART 2.2 permission that each interaction needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """What is asked. ``type`` and ``id`` are empty where the interaction has none."""
+
+    kind: Kind
+    type: str = ""
+    id: str = ""
+    version: str = ""
+    operation: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    page: Page | None = None
+    """Where a further page is; ``parameters`` are then those of its search."""
+    by_post: bool = False
+    """A search by POST ``_search``: its parameters travel in a body."""
+    head: bool = False
+    """Answer with headers only."""
+    compartment: str = ""
+    """``Patient/123`` of a compartment search."""
+
+    @property
+    def letter(self) -> str:
+        """``r`` or ``s``; empty for what is not served."""
+        return SCOPE_LETTERS.get(self.kind, "")
+
+    @property
+    def rule_name(self) -> str:
+        """The name that rules use; empty for what is not served."""
+        return RULE_NAMES.get(self.kind, "")

@@ -1,0 +1,61 @@
+"""A further page of a search, as a value: where the upstream keeps it, and what had been asked. No secrets, no crypto."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One search parameter as asked: ``name:modifier=value``, where value still holds its commas and escapes."""
+
+    name: str
+    modifier: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """``segments`` and ``query`` lead to the page at the upstream, relative to its base; the rest binds it."""
+
+    type: str
+    parameters: tuple[Parameter, ...]
+    segments: tuple[str, ...]
+    query: tuple[tuple[str, str], ...]
+    binding: str
+    """Digest of issuer, subject, client, scopes, rule set and upstream."""
+    expires: float
+    """Seconds since the epoch."""
+
+    def dump(self) -> bytes:
+        """As bytes for sealing."""
+        return msgspec.json.encode(self)
+
+    @staticmethod
+    def load(content: bytes) -> Page | None:
+        """The page of bytes that ``dump`` made."""
+        try:
+            return msgspec.json.decode(content, type=Page)
+        except msgspec.DecodeError:
+            return None
+
+
+def link_target(url: object, base: str, resource_type: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]] | None:
+    """A server's paging link, taken apart: path segments below its base and query pairs.
+
+    None unless it leads to the base itself or to the searched type (or its ``_search``) on the same server.
+    """
+    if not isinstance(url, str):
+        return None
+    parts, home = urlsplit(url), urlsplit(base)
+    if parts.netloc and (parts.scheme, parts.netloc) != (home.scheme, home.netloc):
+        return None
+    path = parts.path.rstrip("/")
+    below = path.removeprefix(home.path.rstrip("/")).strip("/") if path.startswith(home.path.rstrip("/")) else None
+    if below not in {"", resource_type, f"{resource_type}/_search"} or parts.fragment:
+        return None
+    query = tuple(parse_qsl(parts.query, keep_blank_values=True, max_num_fields=200))
+    return ((resource_type,) if below else ()), query

@@ -1,0 +1,38 @@
+"""Literal references: which resource a `Reference.reference` (or a search value) names (FHIR R4 §2.3.0.1)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fhirshield.fhir.definitions import resource_types
+
+_RELATIVE = re.compile(r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,256})(?:/_history/[A-Za-z0-9\-.]{1,256})?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A resource on the server in question, by type and logical id."""
+
+    type: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.type}/{self.id}"
+
+
+def literal(text: object, bases: tuple[str, ...] = ()) -> Literal | None:
+    """The resource that a reference names, or None: contained, ``urn:``, elsewhere, or not understood.
+
+    ``bases`` are the absolute URLs (without a trailing slash) under which this server is known.
+    """
+    if not isinstance(text, str):
+        return None
+    for base in bases:
+        if text.startswith(base + "/"):
+            text = text[len(base) + 1 :]
+            break
+    found = _RELATIVE.match(text)
+    if found is None or found[1] not in resource_types():
+        return None
+    return Literal(found[1], found[2])

@@ -1,0 +1,52 @@
+"""Whom a resource is about: the patients that its subject parameters name (see ``docs/architecture.md``, the patient's set)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from fhirshield.fhir.reference import literal
+from fhirshield.fhir.search_parameters import reader, subject_ways
+
+Patients = frozenset[str]
+
+
+@cache
+def has_subject(resource_type: str) -> bool:
+    """Whether resources of this type are about a patient: the Patient itself, and the types of the subject table."""
+    return resource_type == "Patient" or bool(subject_ways(resource_type))
+
+
+@cache
+def _readers(resource_type: str) -> tuple[Callable[[Any], list[tuple[str, Any]]], Callable[[Any], list[tuple[str, Any]]]]:
+    ways = subject_ways(resource_type)
+    return reader(tuple(w for w in ways if not w.target)), reader(tuple(w for w in ways if w.target))
+
+
+def patients_of(resource: Any, bases: tuple[str, ...]) -> Patients | None:
+    """The ids of the patients that a resource is about; None where it also names, or only names, something else.
+
+    A Patient is about itself. A subject that is a Group, a Device, contained, logical or elsewhere makes the answer
+    None: unknown is nobody's.
+    """
+    resource_type = resource.get("resourceType")
+    if resource_type == "Patient":
+        own = resource.get("id")
+        return frozenset({own}) if isinstance(own, str) else None
+    if not isinstance(resource_type, str) or not has_subject(resource_type):
+        return None
+    plain, filtered = _readers(resource_type)
+    found: set[str] = set()
+    for _, value in plain(resource):
+        named = literal(value.get("reference"), bases) if isinstance(value, dict) else None
+        if named is None or named.type != "Patient":
+            return None
+        found.add(named.id)
+    for _, value in filtered(resource):
+        named = literal(value.get("reference"), bases) if isinstance(value, dict) else None
+        if named is None:
+            return None
+        if named.type == "Patient":
+            found.add(named.id)
+    return frozenset(found) if found else None

@@ -1,0 +1,304 @@
+"""The nouns that the steps hand to each other. Everything here is frozen; nothing here decides or does I/O."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from fhirshield.fhir.criteria import Criteria, Criterion
+from fhirshield.fhir.interaction import Interaction
+from fhirshield.fhir.path import Path
+from fhirshield.fhir.scopes import Scopes
+
+
+class Reason(StrEnum):
+    """Why a request was refused or a resource withheld. Audit, metrics and ``explain`` speak these; the list is closed."""
+
+    PERMITTED = "permitted"
+    MALFORMED_REQUEST = "malformed-request"
+    NOT_ACCEPTABLE = "not-acceptable"
+    NOT_SERVED = "not-served"
+    TOO_LARGE = "too-large"
+    BUSY = "busy"
+    NO_CREDENTIAL = "no-credential"
+    BAD_TOKEN = "bad-token"
+    KEYS_UNAVAILABLE = "keys-unavailable"
+    NO_SCOPE = "no-scope"
+    NO_RULE = "no-rule"
+    DENIED_BY_RULE = "denied-by-rule"
+    UNKNOWN_PARAMETER = "unknown-parameter"
+    REVEALING_PARAMETER = "revealing-parameter"
+    OUTSIDE_PATIENT = "outside-patient"
+    UNKNOWN_TYPE = "unknown-type"
+    UNKNOWN_MODIFIER = "unknown-modifier"
+    NOT_FOUND = "not-found"
+    NOT_MATCHED = "not-matched"
+    BAD_PAGE = "bad-page"
+    UPSTREAM_REFUSED = "upstream-refused"
+    UPSTREAM_MALFORMED = "upstream-malformed"
+    UPSTREAM_FAILED = "upstream-failed"
+    UPSTREAM_SLOW = "upstream-slow"
+    JOURNAL_UNAVAILABLE = "journal-unavailable"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A refusal as the caller sees it: HTTP status, FHIR issue code, and text that never holds data of a resource."""
+
+    status: int
+    reason: Reason
+    code: str
+    """``OperationOutcome.issue.code``, from the required value set issue-type."""
+    diagnostics: str
+    headers: tuple[tuple[str, str], ...] = ()
+    rule: str = ""
+
+
+class Refused(Exception):
+    """Carries a Denial from any step to the door."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(denial.diagnostics)
+        self.denial = denial
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is true of this exchange and not of the caller: when, where, and under which id it is recorded."""
+
+    upstream: str
+    """The path under which clients call this upstream: ``/fhir``."""
+    base: str
+    """The absolute URL of that path, as clients see it."""
+    bases: tuple[str, ...]
+    """All absolute URLs under which references may name this upstream's resources."""
+    now: dt.datetime
+    """In the configured zone."""
+    address: str
+    decision: str
+    """The id that stands in the record and in ``X-Request-Id``."""
+    credential: str | None
+    """The bearer token, still unverified."""
+    origin: str
+    """The ``Origin`` of a browser app that settings allow, or empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking, as a verified token says."""
+
+    issuer: str
+    """The name of the issuer in the settings."""
+    subject: str
+    client: str
+    roles: frozenset[str]
+    purposes: frozenset[str]
+    scopes: Scopes
+    patient: str
+    """The Patient in context at this upstream, or empty."""
+    fhir_user: str
+    """``Practitioner/123`` at this upstream, or empty."""
+    attributes: tuple[tuple[str, Any], ...]
+    """Mapped claims, for conditions."""
+    expires: float
+    """Seconds since the epoch."""
+    fingerprint: str
+    """Equal for equal values of all of the above but ``expires``."""
+
+
+# --- obligations ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Show the first and last so many characters of values at least ``least`` long, and nothing of shorter ones."""
+
+    first: int = 0
+    last: int = 0
+    keep_length: bool = False
+    least: int = 0
+    """At least twice what is shown: a mask hides half of a value or all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generalize:
+    """Say less precisely: a date to ``year`` or ``month``, a ZIP code to ``zip3``, a number to a ``band`` of a width.
+
+    ``cap`` limits ages: a birth date or a number beyond it reads as just beyond it.
+    """
+
+    to: str
+    cap: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hash:
+    """A keyed digest: equal values stay equal, nothing else remains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """A fixed value, JSON-encoded so that it compares and hashes."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """The element goes; a required one becomes ``masked``."""
+
+    drop: bool = False
+    """Take the closest removable ancestor too (for modifier elements and elements without an absent form)."""
+
+
+Operation = Mask | Generalize | Hash | Replace | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Obligation:
+    """One element of one resource type to be hidden in one way."""
+
+    rule: str
+    type: str
+    path: Path
+    operation: Operation
+    criteria: Criteria | None = None
+    """Applies only to resources for which this is not False."""
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one caller may see of one resource. Redact, audit, metrics and ``explain`` read this one value."""
+
+    shown: bool
+    reason: Reason
+    rule: str = ""
+    """The rule that withheld it, or the rule that granted it."""
+    applies: int = 0
+    """Which of the type's obligations bind here: bit i for the i-th of ``TypeView.obligations``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Where ``Reference.display`` and ``Reference.identifier`` may stay, by the type that is referred to."""
+
+    display: frozenset[str]
+    identifier: frozenset[str]
+    subject_display: bool
+    subject_identifier: bool
+    all_open: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TypeView:
+    """What is the same for every resource of one type in the view of one kind of caller; compared by identity."""
+
+    type: str
+    obligations: tuple[Obligation, ...]
+    """All that may apply, whatever their criteria."""
+    naming: Naming
+    marked: bool
+    """The view carries obligations: marks are set, narrative and version go."""
+    silent: bool
+    """Narrative goes: it is marked, or it is about a patient of whom something is hidden."""
+    label: bytes
+    """Names the obligations; views that differ have different labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to forward one interaction, and how to judge what comes back. Made by ``authorize`` alone."""
+
+    principal: Principal
+    interaction: Interaction
+    situation: Situation
+    judge: Callable[[Any, str, bool], Verdict]
+    """(resource, letter, may hold modifier extensions) -> Verdict.
+
+    The letter is ``s`` for a match, ``r`` for a read or an included resource, ``c`` for a contained one, which stands or
+    falls with its container: only denies are asked.
+    """
+    view: Callable[[str], TypeView]
+    narrow: tuple[Criterion, ...]
+    """Criteria to AND to a search."""
+    nothing: bool
+    """The answer is known to be empty; ask nobody."""
+    rejudge: Callable[[Any], bool | None] | None
+    """Matches are judged by this once more, on their redacted view."""
+    binding: str
+    """What page links of this caller are bound to."""
+    rules: str
+    """Digest of the rule set."""
+    notes: tuple[str, ...]
+    """Conjuncts that are absent by configuration, for the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One upstream request, built from parsed parts alone."""
+
+    permit: Permit
+    method: str
+    segments: tuple[str, ...]
+    """Below the upstream's base, not yet percent-encoded."""
+    query: tuple[tuple[str, str], ...]
+    form: bool
+    """Send the query as the body of POST ``_search``."""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the upstream said, parsed: never bytes."""
+
+    plan: Plan
+    status: int
+    headers: Mapping[str, str]
+    """Only the allow-listed ones, lower-case."""
+    resource: Any
+    careful: bool
+    """The body may hold modifier extensions."""
+    deep: bool
+    """The body may hold references within extensions."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts for the record; never values. Filled while a view is made, read once it is whole."""
+
+    shown: int = 0
+    withheld: dict[str, int] = field(default_factory=dict)
+    """By reason."""
+    redacted: dict[str, int] = field(default_factory=dict)
+    """Elements hidden, by rule."""
+    granted: dict[str, int] = field(default_factory=dict)
+    """Resources shown, by the rule that granted them."""
+    patients: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What leaves: status, headers, body, and what it took."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    reason: Reason
+    tally: Tally
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that the record of this exchange is durable. Made by ``audit`` alone; ``respond`` asks for it."""
+
+    decision: str
+    sequence: int

@@ -1,0 +1,1 @@
+"""The way out: the only rooms that open connections. ``http`` alone imports an HTTP client."""

@@ -1,0 +1,57 @@
+"""One FHIR server behind the shield: builds the URL from parts, shows the shield's credential, returns the raw answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+from urllib.parse import quote, urlencode, urlsplit
+
+from fhirshield.outbound.http import Client, Response
+
+
+class Credential(Protocol):
+    """What the shield shows the upstream."""
+
+    async def header(self) -> str | None:
+        """The value of ``Authorization``, or None. Raises Unavailable."""
+        ...
+
+
+class FhirServer:
+    """Requests below one base URL."""
+
+    def __init__(self, url: str, client: Client, credential: Credential) -> None:
+        parts = urlsplit(url)
+        self.url = url
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self._path = parts.path.rstrip("/")
+        self._client = client
+        self._credential = credential
+
+    async def send(
+        self,
+        method: str,
+        segments: tuple[str, ...],
+        query: tuple[tuple[str, str], ...],
+        *,
+        form: bool = False,
+        headers: Mapping[str, str] | None = None,
+        authorization: str | None = None,
+    ) -> Response:
+        """Send one request. Raises Unavailable.
+
+        ``segments`` and ``query`` are not yet percent-encoded; ``authorization`` replaces the shield's own credential.
+        """
+        target = "/".join([self._path, *(quote(segment, safe="") for segment in segments)]) or "/"
+        encoded = urlencode(query, quote_via=quote, safe="")
+        sent = {"Accept": "application/fhir+json", "Accept-Encoding": "identity", **(headers or {})}
+        authorization = authorization or await self._credential.header()
+        if authorization:
+            sent["Authorization"] = authorization
+        body = None
+        if form:
+            sent["Content-Type"] = "application/x-www-form-urlencoded"
+            body = encoded.encode()
+        elif encoded:
+            target += "?" + encoded
+        return await self._client.send(method, self._origin, target, sent, body)

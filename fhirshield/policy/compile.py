@@ -1,0 +1,96 @@
+"""Rules to a RuleSet: which rules apply to this principal now. What they then mean is ``authorize``'s business.
+
+Matching is three-valued and never opens a door: an ``allow`` applies only where its ``who`` is certainly met, a ``deny``
+or a ``redact`` wherever it is not certainly unmet.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from fhirshield.model import Principal
+from fhirshield.policy.rule import Rule, Rules, Who
+
+CACHE = 8192
+"""Principals whose applicable rules are remembered."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Applied:
+    """The rules that speak to one caller at one time. One object for all callers with equal rules, compared as such."""
+
+    allow: tuple[Rule, ...]
+    deny: tuple[Rule, ...]
+    redact: tuple[Rule, ...]
+
+
+class RuleSet:
+    """A compiled set of rules; immutable but for its cache."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules.rules
+        self.digest = rules.digest
+        self.modifier_extensions = rules.modifier_extensions
+        self._conditions = [c for rule in rules.rules for c in (rule.who.when, rule.who.unless) if c]
+        self._reads = sorted({name for condition in self._conditions for name in condition.environment})
+        self._cache: OrderedDict[tuple[Any, ...], Applied] = OrderedDict()
+        self._shared: dict[tuple[tuple[str, ...], ...], Applied] = {}
+
+    def applied(self, principal: Principal, now: dt.datetime) -> Applied:
+        """The rules whose ``who`` this principal meets at this time."""
+        env = environment(now)
+        key = (principal.fingerprint, *(env[name] for name in self._reads))
+        found = self._cache.get(key)
+        if found is None:
+            found = self._match(principal, env)
+            ids = tuple(tuple(r.id for r in part) for part in (found.allow, found.deny, found.redact))
+            found = self._shared.setdefault(ids, found)
+            self._cache[key] = found
+            if len(self._cache) > CACHE:
+                self._cache.popitem(last=False)
+        return found
+
+    def _match(self, principal: Principal, env: dict[str, Any]) -> Applied:
+        facts = facts_of(principal)
+        answers = [(rule, meets(rule.who, principal, facts, env)) for rule in self.rules]
+        return Applied(
+            tuple(rule for rule, answer in answers if rule.allow and answer is True),
+            tuple(rule for rule, answer in answers if rule.deny and answer is not False),
+            tuple(rule for rule, answer in answers if (rule.redact or rule.withheld) and answer is not False),
+        )
+
+
+def meets(who: Who, principal: Principal, facts: dict[str, Any], env: dict[str, Any]) -> bool | None:
+    """Whether the caller is one whom the rule speaks of: True, False, or None where a condition cannot tell."""
+    if who.roles is not None and not who.roles & principal.roles:
+        return False
+    if who.purposes is not None and not who.purposes & principal.purposes:
+        return False
+    result: bool | None = True
+    for condition, wanted in ((who.when, True), (who.unless, False)):
+        if condition is not None:
+            answer = condition.holds(facts, env)
+            if answer is (not wanted):
+                return False
+            if answer is None:
+                result = None
+    return result
+
+
+def facts_of(principal: Principal) -> dict[str, Any]:
+    """What conditions know as ``principal``."""
+    return {
+        **dict(principal.attributes),
+        "roles": sorted(principal.roles),
+        "purposes": sorted(principal.purposes),
+        "client": principal.client,
+        "issuer": principal.issuer,
+    }
+
+
+def environment(now: dt.datetime) -> dict[str, Any]:
+    """What conditions know as ``env``."""
+    return {"hour": now.hour, "minute": now.minute, "weekday": now.isoweekday(), "date": now.date().isoformat()}

@@ -1,0 +1,202 @@
+"""Rule files to Rules: every fault in every file, with line and remedy, before any is used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fhirshield import document
+from fhirshield.document import Document, Key
+from fhirshield.errors import CriteriaError, Fault, OperatorError, PathError
+from fhirshield.fhir import criteria as fhir_criteria
+from fhirshield.fhir import path as fhir_path
+from fhirshield.fhir.criteria import Criteria
+from fhirshield.fhir.definitions import Element, resource_types, type_of
+from fhirshield.model import Generalize, Mask, Obligation, Remove
+from fhirshield.policy.condition import Condition, ConditionError, compile_condition
+from fhirshield.policy.operations import check_fit, operation_of
+from fhirshield.policy.rule import INTERACTIONS, Grant, Rule, Rules, Who
+
+NOT_YET = {
+    "relationships": "relationships",
+    "related": "limiting a grant to related patients",
+    "hard": "break-glass, which `hard` speaks of",
+    "policy_inputs": "writing policy inputs",
+    "delete_unseen": "deletes",
+    "clearance": "clearance by labels",
+}
+
+
+def load(path: Path) -> Rules:
+    """Read a rule file, or all ``*.yaml`` of a folder (its ``tests/`` aside). Raises OperatorError with every fault."""
+    files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    if not files:
+        raise OperatorError([Fault(str(path), "", "no rule file here", "add a *.yaml file, or name another folder")])
+    return _assemble([(str(file), _read(file)) for file in files])
+
+
+def loads(text: str, name: str = "rules.yaml") -> Rules:
+    """The same for text at hand."""
+    return _assemble([(name, text)])
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OperatorError([Fault(str(file), "", f"cannot be read: {error}", "give a UTF-8 file")]) from None
+
+
+def _assemble(texts: list[tuple[str, str]]) -> Rules:
+    faults: list[Fault] = []
+    rules: list[Rule] = []
+    extensions: set[str] = set()
+    digest = hashlib.sha256()
+    for name, text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+        try:
+            found, wrong = document.parse(text, name, "rules")
+        except OperatorError as error:
+            faults += error.faults
+            continue
+        faults += _explain_not_yet(found, wrong)
+        rows = found.value.get("rules") if isinstance(found.value, dict) else None
+        for index, row in enumerate(rows if isinstance(rows, list) else ()):
+            if not any(fault.path.startswith(f"rules[{index}]") for fault in wrong):
+                rules.append(_rule(found, index, row, faults))
+        if not wrong:
+            extensions.update(found.value.get("modifier_extensions", ()))
+    seen: dict[str, Rule] = {}
+    for rule in rules:
+        if rule.id in seen:
+            faults.append(Fault(rule.where, "id", f"`{rule.id}` is taken at {seen[rule.id].where}", "give each its own"))
+        seen[rule.id] = rule
+    if faults:
+        raise OperatorError(sorted(faults, key=_place))
+    return Rules(tuple(rules), frozenset(extensions), digest.hexdigest())
+
+
+def _place(fault: Fault) -> tuple[str, int]:
+    file, _, line = fault.where.rpartition(":")
+    return (file, int(line)) if line.isdigit() else (fault.where, 0)
+
+
+def _explain_not_yet(found: Document, faults: list[Fault]) -> list[Fault]:
+    result = []
+    for fault in faults:
+        name = fault.path.rpartition(".")[2]
+        if "unknown key" in fault.message and name in NOT_YET:
+            fault = Fault(fault.where, fault.path, f"{NOT_YET[name]} is not in this version", "remove the key")
+        result.append(fault)
+    return result
+
+
+def _rule(found: Document, index: int, row: Any, faults: list[Fault]) -> Rule:
+    key: Key = ("rules", index)
+    rule_id = row["id"]
+    obligations: list[Obligation] = []
+    withheld: set[str] = set()
+    disclosures: list[str] = []
+    for place, redaction in enumerate(row.get("redact", ())):
+        _redaction(found, (*key, "redact", place), rule_id, redaction, faults, obligations, withheld, disclosures)
+    return Rule(
+        id=rule_id,
+        where=found.where(key),
+        description=row.get("description", ""),
+        who=_who(found, (*key, "who"), row["who"], faults),
+        allow=_grant(found, (*key, "allow"), row.get("allow"), faults),
+        deny=_grant(found, (*key, "deny"), row.get("deny"), faults),
+        redact=tuple(dict.fromkeys(obligations)),
+        withheld=frozenset(withheld),
+        disclosures=tuple(dict.fromkeys(disclosures)),
+    )
+
+
+def _who(found: Document, key: Key, row: Any, faults: list[Fault]) -> Who:
+    roles = frozenset(row["roles"])
+    if "*" in roles and len(roles) > 1:
+        faults.append(found.fault((*key, "roles"), "`*` already means everybody", "keep `*` alone, or drop it"))
+    conditions: dict[str, Condition | None] = {"when": None, "unless": None}
+    for name in conditions:
+        if name in row:
+            try:
+                conditions[name] = compile_condition(row[name])
+            except ConditionError as error:
+                faults.append(found.fault((*key, name), str(error), "see the conditions in docs/rules.md"))
+    return Who(
+        None if "*" in roles else roles,
+        frozenset(row["purposes"]) if "purposes" in row else None,
+        conditions["when"],
+        conditions["unless"],
+    )
+
+
+def _grant(found: Document, key: Key, row: Any, faults: list[Fault]) -> Grant | None:
+    if row is None:
+        return None
+    names = frozenset(row["interactions"])
+    selectors = _selectors(found, (*key, "resources"), row["resources"], faults)
+    return Grant(frozenset(INTERACTIONS) if "*" in names else names, tuple(selectors))
+
+
+def _selectors(found: Document, key: Key, texts: list[str], faults: list[Fault]) -> list[Criteria]:
+    result = []
+    for place, text in enumerate(texts):
+        try:
+            result.append(fhir_criteria.parse(text))
+        except CriteriaError as error:
+            faults.append(found.fault((*key, place), str(error), "see the criteria in docs/rules.md"))
+    return result
+
+
+def _redaction(
+    found: Document, key: Key, rule_id: str, row: Any, faults: list[Fault],
+    obligations: list[Obligation], withheld: set[str], disclosures: list[str],
+) -> None:  # fmt: skip
+    selectors = _selectors(found, (*key, "resources"), row["resources"], faults)
+    try:
+        path = fhir_path.parse(row["path"])
+        operation = operation_of(row)
+    except PathError as error:
+        faults.append(found.fault((*key, "path"), str(error), error.remedy))
+        return
+    if row.get("withhold_type"):
+        withheld.update(s.type for s in selectors if not s.items)
+        if any(s.items for s in selectors):
+            faults.append(found.fault(key, "`withhold_type` goes with types, not with criteria", "drop the criteria"))
+        return
+    for selector in selectors:
+        for resource_type in _types(selector, path):
+            try:
+                targets = fhir_path.targets(path, resource_type)
+                for target in targets:
+                    check_fit(target, operation, path.text)
+            except PathError as error:
+                remedy = error.remedy if selector.type != "*" else f"{error.remedy}; or name the types instead of `*`"
+                faults.append(found.fault((*key, "path"), str(error), remedy))
+                break
+            criteria = Criteria(resource_type, selector.items) if selector.items else None
+            obligations.append(Obligation(rule_id, resource_type, path, operation, criteria))
+            if isinstance(operation, Remove) and operation.drop and any(len(t.chain) == 1 for t in targets):
+                disclosures.append(f"`{path.text}` with `drop`: whether a {resource_type} has it shows in its absence")
+    if isinstance(operation, Mask) and operation.keep_length:
+        disclosures.append(f"`{path.text}` masked with its length kept")
+    if isinstance(operation, Generalize) and operation.to == "age":
+        disclosures.append(f"`{path.text}` is shown in full up to the cap of {operation.cap}")
+
+
+def _types(selector: Criteria, path: fhir_path.Path) -> list[str]:
+    """The types that a selector means for a path: for ``*`` those that have its first element at all."""
+    if selector.type != "*":
+        return [selector.type]
+    first = path.segments[0]
+    names = {name.removeprefix("_") for name in first.names} if isinstance(first, fhir_path.Name) else set()
+    having = [name for name in sorted(resource_types()) if names & set(_elements(name))]
+    return having or ["Patient"]
+
+
+def _elements(resource_type: str) -> Mapping[str, Element]:
+    found = type_of(resource_type)
+    return found.elements if found else {}

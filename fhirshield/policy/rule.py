@@ -1,0 +1,59 @@
+"""The syntax tree of a rule: what ``load`` makes of YAML, what ``check`` reads and ``compile`` compiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fhirshield.fhir.criteria import Criteria
+from fhirshield.model import Obligation
+from fhirshield.policy.condition import Condition
+
+INTERACTIONS = ("read", "vread", "search")
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Whom a rule speaks of. ``None`` is everybody (roles) or any purpose, stated or not (purposes)."""
+
+    roles: frozenset[str] | None
+    purposes: frozenset[str] | None
+    when: Condition | None
+    unless: Condition | None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The body of ``allow`` and of ``deny``: interactions × selectors."""
+
+    interactions: frozenset[str]
+    selectors: tuple[Criteria, ...]
+
+    def of(self, resource_type: str) -> tuple[Criteria, ...]:
+        """The selectors that speak of this type."""
+        return tuple(s for s in self.selectors if s.type in {"*", resource_type})
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. ``where`` is ``file:line``; ``withheld`` are types that its redactions withhold whole."""
+
+    id: str
+    where: str
+    description: str
+    who: Who
+    allow: Grant | None
+    deny: Grant | None
+    redact: tuple[Obligation, ...]
+    withheld: frozenset[str]
+    disclosures: tuple[str, ...]
+    """What the rule lets out on purpose, for ``check`` to name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """All rules of an installation, in the order of their files, and what stands beside them."""
+
+    rules: tuple[Rule, ...]
+    modifier_extensions: frozenset[str]
+    digest: str
+    """SHA-256 over the files' text, hex."""

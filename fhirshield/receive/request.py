@@ -1,0 +1,114 @@
+"""One HTTP request at one upstream's path -> Interaction and Situation."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass, replace
+
+from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.page import Page, Parameter
+from fhirshield.model import Denial, Reason, Refused, Situation
+from fhirshield.receive import headers as head
+from fhirshield.receive.target import interaction_of, parameters_of, segments_of
+from fhirshield.ring import Ring
+from fhirshield.settings import Upstream
+
+PAGE_PURPOSE = "page links"
+"""The purpose under which page links are sealed."""
+FORMAT_PARAMETERS = frozenset({"_format", "_pretty"})
+_PLAIN = {Kind.READ, Kind.VREAD, Kind.CAPABILITIES, Kind.SMART_CONFIGURATION}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the server hands over: raw bytes, the clock's time, an id for the record."""
+
+    method: str
+    path: bytes
+    """The raw path, below and including the upstream's own."""
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    address: str
+    now: dt.datetime
+    decision: str
+
+
+class Receiver:
+    """Reads requests for one upstream."""
+
+    def __init__(self, upstream: Upstream, public_url: str, ring: Ring) -> None:
+        self._upstream = upstream
+        self._base = public_url + upstream.path
+        self._bases = tuple(dict.fromkeys((self._base, upstream.url)))
+        self._prefix = upstream.path.encode()
+        self._ring = ring
+        self._id = re.compile(rf"[A-Za-z0-9\-.]{{1,{upstream.id_length}}}\Z")
+
+    def situation(self, request: Request) -> Situation:
+        """What is true of this exchange. Raises Refused for headers that cannot be read one way."""
+        headers = head.read(request.headers)
+        origin = headers.get("origin", "")
+        return Situation(
+            upstream=self._upstream.path,
+            base=self._base,
+            bases=self._bases,
+            now=request.now,
+            address=request.address,
+            decision=request.decision,
+            credential=head.bearer(headers),
+            origin=origin if origin in self._upstream.origins else "",
+        )
+
+    def interaction(self, request: Request) -> Interaction:
+        """The one FHIR interaction that is asked. Raises Refused."""
+        headers = head.read(request.headers)
+        if request.method == "OPTIONS" and "access-control-request-method" in headers:
+            return Interaction(Kind.PREFLIGHT)
+        segments = segments_of(request.path.removeprefix(self._prefix))
+        parameters = parameters_of(request.query)
+        if request.method == "POST" and segments and segments[-1] == "_search":
+            parameters += self._form(request, headers)
+        asked = next((p.value for p in parameters if p.name == "_format"), None)
+        interaction = interaction_of(request.method, segments, _without_format(parameters), self._is_id)
+        head.check_accept(headers, asked)
+        if request.body and request.method in {"GET", "HEAD", "DELETE"}:
+            raise head.malformed(f"{request.method} has a body")
+        if interaction.kind in _PLAIN and interaction.parameters:
+            raise _unknown(interaction.parameters[0].name)
+        return self._paged(interaction, request.now)
+
+    def _form(self, request: Request, headers: head.Headers) -> list[Parameter]:
+        if request.body and headers.get("content-type", "").split(";")[0].strip().lower() != head.FORM:
+            text = f"POST `_search` takes {head.FORM}"
+            raise Refused(Denial(415, Reason.MALFORMED_REQUEST, "not-supported", text))
+        return parameters_of(request.body)
+
+    def _is_id(self, text: str) -> bool:
+        return self._id.match(text) is not None and text.strip(".") != ""
+
+    def _paged(self, interaction: Interaction, now: dt.datetime) -> Interaction:
+        tokens = [p.value for p in interaction.parameters if p.name == "_page"]
+        if not tokens:
+            return interaction
+        if interaction.kind is not Kind.SEARCH_TYPE or len(interaction.parameters) > 1 or interaction.by_post:
+            raise head.malformed("`_page` stands alone, on the type that was searched")
+        content = self._ring.open(PAGE_PURPOSE, tokens[0])
+        page = Page.load(content) if content is not None else None
+        if page is None or page.type != interaction.type or page.expires <= now.timestamp():
+            raise Refused(bad_page())
+        return replace(interaction, kind=Kind.PAGE, page=page, parameters=page.parameters)
+
+
+def bad_page() -> Denial:
+    """One answer for a page link that is broken, expired, or somebody else's."""
+    return Denial(404, Reason.BAD_PAGE, "not-found", "this page link is not, or no longer, valid for this caller")
+
+
+def _without_format(parameters: list[Parameter]) -> list[Parameter]:
+    return [p for p in parameters if p.name not in FORMAT_PARAMETERS]
+
+
+def _unknown(name: str) -> Refused:
+    return Refused(Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", f"parameter `{name}` is not served here"))

@@ -1,0 +1,272 @@
+"""The body that leaves: one resource, or a searchset of them, each serialised from the value that was judged."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from fhirshield.fhir.interaction import Kind
+from fhirshield.fhir.json import encode
+from fhirshield.fhir.subjects import has_subject, patients_of
+from fhirshield.model import Answer, Denial, Permit, Reason, Refused, Tally, TypeView, Verdict, View
+from fhirshield.redact import names
+from fhirshield.redact.links import Linker
+from fhirshield.redact.operations import Tools
+from fhirshield.redact.program import Change, Program, ResourceDropped, Spot, carry_out
+from fhirshield.ring import Ring
+
+JSON = ("Content-Type", "application/fhir+json; charset=utf-8")
+_LABELS = "http://terminology.hl7.org/CodeSystem/v3-ObservationValue"
+REDACTED = {"system": _LABELS, "code": "REDACTED", "display": "redacted"}
+SUBSETTED = {"system": _LABELS, "code": "SUBSETTED", "display": "subsetted"}
+_PLACE = secrets.token_hex(16)
+"""Stands for the version while a view is digested; nobody can know it in advance."""
+_NOT_FOUND = "no such resource for this caller"
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one answer is worked with."""
+
+    permit: Permit
+    tally: Tally
+    tools: Tools
+    careful: bool
+    deep: bool
+
+
+class Redactor:
+    """Makes views; holds the compiled programs, shared by all callers whose views are the same."""
+
+    def __init__(self, ring: Ring, *, page_lifetime: float = 3600.0) -> None:
+        self._ring = ring
+        self._linker = Linker(ring, page_lifetime)
+        self._programs: dict[tuple[TypeView, int], Program] = {}
+
+    def __call__(self, answer: Answer) -> View:
+        """The view of an answer. Raises Refused (404) where the one resource asked for is withheld."""
+        permit = answer.plan.permit
+        deep = answer.deep
+        tools = Tools(permit.situation.now.date(), lambda value: self._ring.digest("hashes", value))
+        work = _Work(permit, Tally(), tools, answer.careful, deep)
+        if permit.interaction.kind in {Kind.READ, Kind.VREAD}:
+            return self._one(answer, work)
+        return self._searchset(answer, work)
+
+    # --- one resource -------------------------------------------------------------------------------------------
+
+    def _one(self, answer: Answer, work: _Work) -> View:
+        permit = work.permit
+        verdict = permit.judge(answer.resource, "r", work.careful)
+        body = self._body(answer.resource, verdict, work)
+        if body is None:
+            rule = "" if verdict.shown else verdict.rule
+            reason = Reason.NOT_FOUND if verdict.shown else verdict.reason
+            denial = Denial(404, Reason.NOT_FOUND, "not-found", _NOT_FOUND, rule=rule)
+            raise Withheld(denial, work.tally, reason)
+        content, version = body
+        headers = [JSON, ("Content-Location", self._linker.location(permit, answer.resource))]
+        if version:
+            headers.append(("ETag", f'W/"{version}"'))
+        else:
+            headers += [(name.title().replace("Etag", "ETag"), value) for name, value in answer.headers.items()]
+        return View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
+
+    def _body(self, resource: Any, verdict: Verdict, work: _Work) -> tuple[bytes, str] | None:
+        """The bytes of one resource as this caller may see it, with its view token; None where it is withheld."""
+        if not verdict.shown:
+            _add(work.tally.withheld, verdict.reason)
+            return None
+        try:
+            view = self._redact(resource, verdict.applies, work, mark=_PLACE)
+        except (ResourceDropped, _Unseen) as error:
+            _add(work.tally.withheld, error.args[0] if isinstance(error, _Unseen) else Reason.DENIED_BY_RULE)
+            return None
+        tally = work.tally
+        tally.shown += 1
+        _add(tally.granted, verdict.rule)
+        if has_subject(resource["resourceType"]):
+            tally.patients.update(patients_of(resource, work.permit.situation.bases) or ())
+        content = encode(resource)
+        if not view.marked:
+            return content, ""
+        token = self._ring.digest("view tokens", view.label + content)
+        return content.replace(_PLACE.encode(), token.encode(), 1), token
+
+    def _redact(self, resource: dict[str, Any], applies: int, work: _Work, *, mark: str | None) -> TypeView:
+        """Redact in place what one resource and those within it may not show. Raises ResourceDropped, _Unseen.
+
+        ``mark`` is the version that the marked resource gets; contained ones (None) carry no marks (dom-4, dom-5).
+        """
+        view = work.permit.view(resource["resourceType"])
+        silent = view.silent | self._within(resource, work)
+        changes: list[Change] = []
+        spot = self._program(view, applies).find(resource, changes) if applies else None
+        if not view.naming.all_open:
+            root = spot or Spot(resource, view.type, 0, None, None, None)
+            names.find(root, view.naming, work.deep, changes)
+        if changes:
+            carry_out(changes, work.tools, lambda rule: _add(work.tally.redacted, rule))
+        if silent:
+            resource.pop("text", None)
+            if view.type == "Composition":
+                _silence_sections(resource)
+        if view.marked and mark is not None:
+            _mark(resource, mark)
+        return view
+
+    def _program(self, view: TypeView, applies: int) -> Program:
+        key = (view, applies)
+        found = self._programs.get(key)
+        if found is None:
+            bound = tuple(o for i, o in enumerate(view.obligations) if applies >> i & 1)
+            found = self._programs[key] = Program(view.type, bound)
+        return found
+
+    # --- resources within resources -------------------------------------------------------------------------------
+
+    def _within(self, resource: dict[str, Any], work: _Work) -> bool:
+        """Judge and redact embedded resources; whether one of them silences the narrative around it."""
+        silent = False
+        contained = resource.get("contained")
+        if contained is not None:
+            for inner in contained if type(contained) is list else [contained]:
+                verdict = work.permit.judge(inner, "c", work.careful)
+                if not verdict.shown:
+                    raise _Unseen(verdict.reason)
+                silent |= self._redact(inner, verdict.applies, work, mark=None).silent
+        if resource["resourceType"] == "Bundle":
+            resource["entry"] = self._nested(resource.get("entry"), work)
+        elif resource["resourceType"] == "Parameters":
+            resource["parameter"] = self._nested(resource.get("parameter"), work)
+        for name in ("entry", "parameter"):
+            if name in resource and resource["resourceType"] in {"Bundle", "Parameters"} and not resource[name]:
+                del resource[name]
+        return silent
+
+    def _nested(self, entries: Any, work: _Work) -> list[Any]:
+        """Entries of a Bundle or parameters of Parameters without those whose resource is withheld."""
+        kept = []
+        for entry in entries if type(entries) is list else []:
+            if type(entry) is not dict:
+                raise _Unseen(Reason.UPSTREAM_MALFORMED)
+            response = entry.get("response")
+            if type(response) is dict:
+                response.pop("outcome", None)
+            inner = entry.get("resource")
+            if inner is not None:
+                verdict = work.permit.judge(inner, "r", work.careful)
+                if not verdict.shown:
+                    _add(work.tally.withheld, verdict.reason)
+                    continue
+                self._redact(inner, verdict.applies, work, mark="")
+            if "part" in entry:
+                entry["part"] = self._nested(entry["part"], work)
+                if not entry["part"]:
+                    continue
+            kept.append(entry)
+        return kept
+
+    # --- a searchset ----------------------------------------------------------------------------------------------
+
+    def _searchset(self, answer: Answer, work: _Work) -> View:
+        permit = work.permit
+        entries = [
+            made for entry in answer.resource.get("entry", ()) if (made := self._entry(entry, work)) is not None
+        ]
+        bundle: dict[str, Any] = {
+            "resourceType": "Bundle",
+            "type": "searchset",
+            "link": self._linker.links(permit, answer.resource.get("link")),
+        }
+        if entries:
+            bundle["entry"] = entries
+        return View(200, (JSON,), encode(bundle), Reason.PERMITTED, work.tally)
+
+    def _entry(self, entry: dict[str, Any], work: _Work) -> dict[str, Any] | None:
+        resource = entry.get("resource")
+        mode = _mode(entry)
+        if type(resource) is not dict or mode not in {"match", "include"}:
+            return None
+        permit = work.permit
+        if mode == "match" and resource.get("resourceType") != permit.interaction.type:
+            _add(work.tally.withheld, Reason.UPSTREAM_MALFORMED)
+            return None
+        verdict = permit.judge(resource, "s" if mode == "match" else "r", work.careful)
+        body = self._body(resource, verdict, work)
+        if body is None:
+            return None
+        if permit.rejudge is not None and mode == "match" and permit.rejudge(resource) is not True:
+            work.tally.shown -= 1
+            _add(work.tally.withheld, Reason.NOT_MATCHED)
+            return None
+        url = self._linker.full_url(permit, resource)
+        made: dict[str, Any] = {"resource": msgspec.Raw(body[0]), "search": {"mode": mode}}
+        return {"fullUrl": url, **made} if url else made
+
+
+class Withheld(Refused):
+    """A 404 whose record must still say what was judged."""
+
+    def __init__(self, denial: Denial, tally: Tally, reason: Reason) -> None:
+        super().__init__(denial)
+        self.tally = tally
+        self.reason = reason
+
+
+class _Unseen(Exception):
+    """Something within a resource withholds the whole; carries the reason."""
+
+
+def _mode(entry: dict[str, Any]) -> str:
+    search = entry.get("search")
+    mode = search.get("mode", "match") if type(search) is dict else "match"
+    return mode if isinstance(mode, str) else ""
+
+
+def _mark(resource: dict[str, Any], version: str) -> None:
+    """The same marks on every resource of a redacted type, whether or not there was anything to hide."""
+    meta = resource.get("meta")
+    meta = meta if type(meta) is dict else {}
+    for name in ("versionId", "_versionId", "lastUpdated", "_lastUpdated", "source", "_source"):
+        meta.pop(name, None)
+    if version:
+        meta["versionId"] = version
+    for name, mark in (("security", REDACTED), ("tag", SUBSETTED)):
+        codings = meta.get(name)
+        codings = [c for c in codings if not _is_mark(c, mark)] if type(codings) is list else []
+        meta[name] = [*codings, mark]
+    resource["meta"] = meta
+
+
+def _is_mark(coding: Any, mark: dict[str, str]) -> bool:
+    return type(coding) is dict and coding.get("system") == mark["system"] and coding.get("code") == mark["code"]
+
+
+def _silence_sections(node: dict[str, Any]) -> None:
+    """Remove ``section.text`` at every depth; a section that holds nothing else goes (cmp-1)."""
+    sections = node.get("section")
+    if type(sections) is not list:
+        node.pop("section", None)
+        return
+    kept = []
+    for section in sections:
+        if type(section) is dict:
+            section.pop("text", None)
+            _silence_sections(section)
+            if section.get("entry") or section.get("section"):
+                kept.append(section)
+    if kept:
+        node["section"] = kept
+    else:
+        node.pop("section", None)
+
+
+def _add(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+

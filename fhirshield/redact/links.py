@@ -1,0 +1,71 @@
+"""URLs that leave: ``fullUrl``, ``Content-Location``, page links. All are made here from parsed parts; none is passed on.
+
+``next`` and ``previous`` are sealed tokens, bound to who asked, with what scopes, under which rules; what they lead to at
+the upstream is inside, where only the shield can read it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fhirshield.fhir.page import Page, link_target
+from fhirshield.model import Permit
+from fhirshield.ring import Ring
+
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,256}\Z")
+
+
+class Linker:
+    """Makes URLs for one shield. ``lifetime`` of page links in seconds."""
+
+    def __init__(self, ring: Ring, lifetime: float) -> None:
+        self._ring = ring
+        self._lifetime = lifetime
+
+    def location(self, permit: Permit, resource: dict[str, Any]) -> str:
+        """Where a resource that was read is to be found."""
+        return f"{permit.situation.base}/{resource['resourceType']}/{resource['id']}"
+
+    def full_url(self, permit: Permit, resource: dict[str, Any]) -> str:
+        """``fullUrl`` of an entry; empty for a resource without a usable id."""
+        identity = resource.get("id")
+        if not isinstance(identity, str) or not _ID.match(identity):
+            return ""
+        return f"{permit.situation.base}/{resource['resourceType']}/{identity}"
+
+    def links(self, permit: Permit, upstream: Any) -> list[dict[str, str]]:
+        """``self`` as the search was understood, ``next`` and ``previous`` where the upstream has them."""
+        found = [{"relation": "self", "url": self._self(permit)}]
+        for link in upstream if isinstance(upstream, list) else ():
+            relation = link.get("relation") if isinstance(link, dict) else None
+            if relation in {"next", "previous", "prev"}:
+                url = self._page(permit, link.get("url"))
+                if url:
+                    found.append({"relation": "next" if relation == "next" else "previous", "url": url})
+        return found
+
+    def _self(self, permit: Permit) -> str:
+        interaction = permit.interaction
+        pairs = [(f"{p.name}:{p.modifier}" if p.modifier else p.name, p.value) for p in interaction.parameters]
+        query = urlencode(pairs, quote_via=quote, safe="")
+        return f"{permit.situation.base}/{interaction.type}" + (f"?{query}" if query else "")
+
+    def _page(self, permit: Permit, url: Any) -> str:
+        interaction, situation = permit.interaction, permit.situation
+        for base in situation.bases:
+            target = link_target(url, base, interaction.type)
+            if target is not None:
+                break
+        else:
+            return ""
+        page = Page(
+            type=interaction.type,
+            parameters=interaction.parameters,
+            segments=target[0],
+            query=target[1],
+            binding=permit.binding,
+            expires=situation.now.timestamp() + self._lifetime,
+        )
+        return f"{situation.base}/{interaction.type}?_page={self._ring.seal('page links', page.dump())}"

@@ -1,0 +1,97 @@
+"""References tell names: ``Reference.display`` and ``Reference.identifier`` stay only where the caller may read them.
+
+Where references stand is known from the model, so only those places are visited; extensions, where a reference may stand
+anywhere, are walked only when the answer has any that could hold one.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from fhirshield.fhir.definitions import Element, resource_types, type_of
+from fhirshield.fhir.reference_places import Way, ways
+from fhirshield.fhir.search_parameters import subject_ways
+from fhirshield.model import Naming, Remove
+from fhirshield.redact.program import Change, Spot, element_of
+
+RULE = "names in references"
+"""What the record counts these under."""
+_LAST = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]+(?:/_history/[A-Za-z0-9\-.]+)?\Z")
+
+
+@cache
+def _subject_names(resource_type: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(way.names for way in subject_ways(resource_type))
+
+
+def find(root: Spot, naming: Naming, deep: bool, changes: list[Change]) -> None:
+    """Add the displays and identifiers that must go."""
+    _visit(root, (), _subject_names(root.type), naming, deep, changes)
+
+
+def _visit(
+    spot: Spot, path: tuple[str, ...], subjects: frozenset[tuple[str, ...]], naming: Naming, deep: bool, changes: list[Change]
+) -> None:
+    owner = spot.object
+    if spot.type == "Reference" and spot.element is not None and ("display" in owner or "identifier" in owner or "_display" in owner):
+        _reference(spot, path in subjects, naming, changes)
+    for name, element in _everything(spot) if deep else ways(spot.type):
+        value = owner.get(name)
+        if value is None:
+            continue
+        below = (*path, name) if len(path) < 3 else path
+        if type(value) is dict:
+            _visit(Spot(value, element.type, spot.depth + 1, spot, element, None), below, subjects, naming, deep, changes)
+        elif type(value) is list:
+            for index, entry in enumerate(value):
+                if type(entry) is dict:
+                    one = Spot(entry, element.type, spot.depth + 1, spot, element, index)
+                    _visit(one, below, subjects, naming, deep, changes)
+
+
+def _everything(spot: Spot) -> list[Way]:
+    """All complex elements that this object has, extensions and siblings included; embedded resources are not."""
+    kind = type_of(spot.type)
+    assert kind is not None
+    found = []
+    for name, value in spot.object.items():
+        if type(value) is not dict and type(value) is not list:
+            continue
+        element = kind.elements.get(name)
+        if element is None and name.startswith("_") and name[1:] in kind.elements:
+            element = element_of(spot.type, name)
+        if element is not None and element.type != "Resource" and not element.primitive:
+            found.append((name, element))
+    return found
+
+
+def _reference(spot: Spot, own_subject: bool, naming: Naming, changes: list[Change]) -> None:
+    owner = spot.object
+    assert spot.element is not None
+    named = _types_named(owner, spot.element)
+    of_subject = own_subject and named == {"Patient"}
+    for name, open_types, open_subject in (
+        ("display", naming.display, naming.subject_display),
+        ("identifier", naming.identifier, naming.subject_identifier),
+    ):
+        if name not in owner and "_" + name not in owner:
+            continue
+        if not (named <= open_types or (of_subject and open_subject)):
+            changes.append((spot, element_of("Reference", name), None, Remove(), RULE))
+
+
+def _types_named(owner: dict[str, Any], element: Element) -> frozenset[str] | set[str]:
+    """The types that a reference may refer to: what it says, else what the element allows, else any."""
+    said: set[str] = set()
+    literal = owner.get("reference")
+    found = _LAST.search(literal) if isinstance(literal, str) else None
+    if found:
+        said.add(found[1])
+    if "type" in owner:
+        said.add(str(owner["type"]))
+    if said:
+        return said
+    targets = frozenset(element.targets) - {"Resource"}
+    return targets or resource_types()

@@ -1,0 +1,319 @@
+"""Obligations on one type -> one pass over a resource, in place.
+
+The pass has three parts, and the order is what makes them commute. *Find*: every path is followed on the untouched
+resource, so that no filter sees another redaction's work. *Change*: operations that meet on one element are merged and
+carried out. *Mend*: from the deepest change upward, emptied elements go, required ones are marked as masked, aligned
+arrays stay aligned, and invariants hold again.
+
+The tree of a program is data (closures over constants), not generated code: no text of a rule is ever executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fhirshield.fhir.absent import absent, has_absent_form, marker
+from fhirshield.fhir.definitions import Element, type_of
+from fhirshield.fhir.invariants import ANY_OF, REQUIRES
+from fhirshield.fhir.path import Each, Name, Predicate, Segment, Where, predicate
+from fhirshield.model import Obligation, Operation, Remove
+from fhirshield.redact.operations import REMOVED, Tools, apply, merge
+
+
+MISSHAPEN = "misshapen"
+"""Counted as the rule where an element has not the shape that R4 gives it and so cannot be looked into: it goes."""
+
+
+class ResourceDropped(Exception):
+    """A redaction with ``drop`` leaves nothing of the resource. Carries the rule."""
+
+
+@dataclass(slots=True)
+class Spot:
+    """An object within a resource: where it stands, so that it can be removed if nothing of it remains."""
+
+    object: dict[str, Any]
+    type: str
+    depth: int
+    parent: Spot | None
+    element: Element | None
+    """The element of the parent that holds it."""
+    index: int | None
+    """Its place where that element repeats."""
+
+
+Change = tuple[Spot, Element, int | None, Operation, str]
+"""(object, element of it, index where it repeats, operation, rule)"""
+
+
+@dataclass(slots=True)
+class Node:
+    """What to do at an element: operations on its value or its entries, and where to go on."""
+
+    element: Element | None = None
+    whole: list[tuple[Operation, str]] = field(default_factory=list)
+    """On the element as it stands (for a repeating one, all of it)."""
+    entries: list[tuple[Predicate | None, list[tuple[Operation, str]], dict[str, Node]]] = field(default_factory=list)
+    """For a repeating element: which entries, what on each, and where to go on below them."""
+    children: dict[str, Node] = field(default_factory=dict)
+
+
+class Program:
+    """All obligations of one type that bind on a resource, ready to run."""
+
+    def __init__(self, resource_type: str, obligations: tuple[Obligation, ...]) -> None:
+        self._type = resource_type
+        self._root = Node()
+        for obligation in obligations:
+            self._add(self._root.children, resource_type, obligation.path.segments, obligation)
+
+    def _add(self, children: dict[str, Node], owner: str, segments: tuple[Segment, ...], obligation: Obligation) -> None:
+        step, rest = segments[0], segments[1:]
+        assert isinstance(step, Name)
+        for name in step.names:
+            element = element_of(owner, name)
+            node = children.setdefault(name, Node(element))
+            if not rest:
+                node.whole.append((obligation.operation, obligation.rule))
+                continue
+            if isinstance(rest[0], Name):
+                self._add(node.children, element.type, rest, obligation)
+                continue
+            test = predicate(rest[0].expression) if isinstance(rest[0], Where) else None
+            operations = [] if rest[1:] else [(obligation.operation, obligation.rule)]
+            below: dict[str, Node] = {}
+            if rest[1:]:
+                self._add(below, element.type, rest[1:], obligation)
+            node.entries.append((test, operations, below))
+            assert isinstance(rest[0], Each | Where)
+
+    def find(self, resource: dict[str, Any], changes: list[Change]) -> Spot:
+        """Follow every path; add what is to be changed. Returns the spot of the resource itself."""
+        root = Spot(resource, self._type, 0, None, None, None)
+        _visit(root, self._root.children, resource, changes)
+        return root
+
+
+def element_of(owner: str, name: str) -> Element:
+    """The element of that JSON name, a primitive's ``_sibling`` included."""
+    kind = type_of(owner)
+    assert kind is not None
+    found = kind.elements.get(name)
+    if found is not None:
+        return found
+    base = kind.elements[name[1:]]
+    return Element(name, "Element", 0, base.many, False, base.summary, base.choice, (), "")
+
+
+def _visit(spot: Spot, children: dict[str, Node], root: dict[str, Any], changes: list[Change]) -> None:
+    owner = spot.object
+    for name, node in children.items():
+        value = owner.get(name)
+        if value is None and "_" + name not in owner:
+            continue
+        element = node.element
+        assert element is not None
+        for operation, rule in node.whole:
+            changes.append((spot, element, None, operation, rule))
+        if node.children and value is not None:
+            if type(value) is dict:
+                below = Spot(value, element.type, spot.depth + 1, spot, element, None)
+                _visit(below, node.children, root, changes)
+            else:
+                changes.append((spot, element, None, Remove(), MISSHAPEN))
+        for test, operations, deeper in node.entries:
+            _entries(spot, element, value, (test, operations, deeper), root, changes)
+
+
+def _entries(spot: Spot, element: Element, value: Any, step: Any, root: dict[str, Any], changes: list[Change]) -> None:
+    test, operations, deeper = step
+    entries = value if type(value) is list else [value] if value is not None else []
+    sibling = spot.object.get("_" + element.name)
+    if type(sibling) is list and len(sibling) > len(entries):
+        entries = entries + [None] * (len(sibling) - len(entries))
+    for index, entry in enumerate(entries):
+        if test is not None and not test(entry, root):
+            continue
+        for operation, rule in operations:
+            changes.append((spot, element, index, operation, rule))
+        if deeper and type(entry) is dict:
+            _visit(Spot(entry, element.type, spot.depth + 1, spot, element, index), deeper, root, changes)
+        elif deeper and entry is not None:
+            changes.append((spot, element, index, Remove(), MISSHAPEN))
+
+
+# --- change -----------------------------------------------------------------------------------------------------------
+
+
+def carry_out(changes: list[Change], tools: Tools, count: Callable[[str], None]) -> None:
+    """Change and mend. Raises ResourceDropped."""
+    merged: dict[tuple[int, str, int | None], Change] = {}
+    for change in changes:
+        spot, element, index, operation, rule = change
+        key = (id(spot.object), element.name, index)
+        known = merged.get(key)
+        merged[key] = change if known is None else (spot, element, index, merge(known[3], operation), known[4])
+    mend = Mend()
+    for spot, element, index, operation, rule in merged.values():
+        count(rule)
+        if isinstance(operation, Remove) and operation.drop:
+            spot, element, index = _droppable(spot, element, index, rule)
+            operation = Remove()
+        _change(spot, element, index, operation, tools, mend)
+    mend.run()
+
+
+def _droppable(spot: Spot, element: Element, index: int | None, rule: str) -> tuple[Spot, Element, int | None]:
+    """The closest ancestor that may go: no modifier, and optional or with an absent form."""
+    here: Spot | None = spot
+    while here is not None and here.element is not None and here.parent is not None:
+        if not here.element.modifier and (here.element.min == 0 or has_absent_form(here.element)):
+            return here.parent, here.element, here.index
+        here = here.parent
+    raise ResourceDropped(rule)
+
+
+def _change(spot: Spot, element: Element, index: int | None, operation: Operation, tools: Tools, mend: Mend) -> None:
+    owner, name = spot.object, element.name
+    if index is None:
+        value = owner.get(name)
+        shown = REMOVED if value is None or type(value) in {dict, list} else apply(operation, value, tools)
+        owner.pop("_" + name, None)
+        if shown is REMOVED:
+            owner.pop(name, None)
+            mend.touch(spot, name)
+        else:
+            owner[name] = shown
+        return
+    values = owner.get(name)
+    value = values[index] if type(values) is list and index < len(values) else None
+    if type(values) is not list and index == 0:
+        return _change(spot, element, None, operation, tools, mend)
+    shown = REMOVED if value is None or type(value) in {dict, list} else apply(operation, value, tools)
+    if type(values) is list and index < len(values):
+        values[index] = shown
+    sibling = owner.get("_" + name)
+    if type(sibling) is list and index < len(sibling):
+        sibling[index] = REMOVED if shown is REMOVED else None
+    mend.touch(spot, name)
+    return None
+
+
+# --- mend -------------------------------------------------------------------------------------------------------------
+
+
+class Mend:
+    """Makes what was touched valid again, deepest first."""
+
+    def __init__(self) -> None:
+        self._touched: dict[int, dict[int, tuple[Spot, set[str]]]] = {}
+
+    def touch(self, spot: Spot, name: str) -> None:
+        """Note that something of this element was taken away."""
+        level = self._touched.setdefault(spot.depth, {})
+        level.setdefault(id(spot.object), (spot, set()))[1].add(name)
+
+    def run(self) -> None:
+        """Mend everything touched, and what that touches in turn."""
+        while self._touched:
+            for spot, names in self._touched.pop(max(self._touched)).values():
+                self._mend(spot, names)
+
+    def _mend(self, spot: Spot, names: set[str]) -> None:
+        owner = spot.object
+        for name in names:
+            _compact(owner, name)
+        gone = {name for name in names if name not in owner and "_" + name not in owner}
+        self._required_beside(spot, gone)
+        whole = self._any_left(spot)
+        for name in gone:
+            _mark_required(owner, spot.type, name)
+        if spot.parent is not None and (not whole or not owner or owner.keys() == {"id"}):
+            self._remove(spot)
+
+    def _required_beside(self, spot: Spot, gone: set[str]) -> None:
+        """Take away what may not stand without something that is gone."""
+        more = True
+        while more:
+            more = False
+            for dependent, needed in REQUIRES.get(spot.type, ()):
+                if any(_is(name, needed, spot.type) for name in gone) and not _present(spot, needed):
+                    for name in _forms(spot, dependent):
+                        spot.object.pop(name, None)
+                        spot.object.pop("_" + name, None)
+                        gone.add(name)
+                        more = True
+
+    def _any_left(self, spot: Spot) -> bool:
+        """Whether the object still has one of what it must have; a resource is given a marked one instead."""
+        for group in ANY_OF.get(spot.type, ()):
+            if any(_present(spot, name) for name in group):
+                continue
+            if spot.parent is not None:
+                return False
+            element = element_of(spot.type, group[0])
+            form: Any = marker() if element.primitive else absent(element)
+            spot.object[("_" if element.primitive else "") + element.name] = [form] if element.many else form
+        return True
+
+    def _remove(self, spot: Spot) -> None:
+        parent, element = spot.parent, spot.element
+        assert parent is not None and element is not None
+        values = parent.object.get(element.name)
+        if spot.index is None:
+            parent.object.pop(element.name, None)
+        elif type(values) is list and spot.index < len(values) and values[spot.index] is spot.object:
+            values[spot.index] = REMOVED
+        self.touch(parent, element.name)
+
+
+def _compact(owner: dict[str, Any], name: str) -> None:
+    """Drop removed entries of a repeating element and its sibling together; drop either when it holds nothing."""
+    values, sibling = owner.get(name), owner.get("_" + name)
+    if type(values) is list or type(sibling) is list:
+        first = values if type(values) is list else []
+        second = sibling if type(sibling) is list else []
+        length = max(len(first), len(second))
+        pairs = [
+            (first[i] if i < len(first) else None, second[i] if i < len(second) else None) for i in range(length)
+        ]
+        kept = [(v, s) for v, s in pairs if v is not REMOVED and s is not REMOVED]
+        _keep(owner, name, [v for v, _ in kept])
+        _keep(owner, "_" + name, [s for _, s in kept])
+
+
+def _keep(owner: dict[str, Any], name: str, values: list[Any]) -> None:
+    if any(value is not None for value in values):
+        owner[name] = values
+    else:
+        owner.pop(name, None)
+
+
+def _mark_required(owner: dict[str, Any], kind: str, name: str) -> None:
+    element = element_of(kind, name)
+    if element.min == 0:
+        return
+    form: Any = marker() if element.primitive else absent(element)
+    owner[("_" if element.primitive else "") + name] = [form] if element.many else form
+
+
+def _forms(spot: Spot, name: str) -> list[str]:
+    """The JSON names in this object of an element that may be a choice."""
+    kind = type_of(spot.type)
+    assert kind is not None
+    found = []
+    for key in spot.object:
+        element = kind.elements.get(key.removeprefix("_"))
+        if element is not None and name in {element.name, element.choice}:
+            found.append(element.name)
+    return list(dict.fromkeys(found))
+
+
+def _present(spot: Spot, name: str) -> bool:
+    return bool(_forms(spot, name))
+
+
+def _is(json_name: str, name: str, kind: str) -> bool:
+    return name in {json_name, element_of(kind, json_name).choice}

@@ -1,0 +1,131 @@
+"""A request against resources at hand, by the production engine, without a network: for ``test`` and ``explain``.
+
+The same ``receive``, ``authorize``, ``rewrite`` and ``redact`` that serve decide here; only the upstream is a list, and a
+search returns every stored resource of the type, since what leaves is judged in any case.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from fhirshield.authorize import authorize
+from fhirshield.fhir import json as fhir_json
+from fhirshield.fhir import scopes as smart
+from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.reference_places import may_stand_in_extensions
+from fhirshield.forward import not_found
+from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Tally
+from fhirshield.policy.compile import RuleSet
+from fhirshield.receive import Receiver, Request
+from fhirshield.redact import Redactor
+from fhirshield.redact.body import Withheld
+from fhirshield.ring import Ring
+from fhirshield.rewrite import rewrite
+from fhirshield.settings import Credential, Upstream
+
+BASE = "https://shield.example"
+PATH = "/fhir"
+_UPSTREAM = Upstream(
+    PATH, "https://upstream.example/fhir", ("rehearsal",), ("rehearsal",), Credential(), 1.0, 1.0, (BASE + PATH,), (), 64
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What would have left, and why."""
+
+    status: int
+    reason: Reason
+    rule: str
+    body: Any
+    """The parsed resource of a 200, else None."""
+    tally: Tally
+    interaction: Interaction | None = None
+    situation: Situation | None = None
+    permit: Permit | None = None
+
+
+class Stage:
+    """Everything that stays the same over many rehearsals of one rule set."""
+
+    def __init__(self, rules: RuleSet) -> None:
+        ring = Ring(b"rehearsal".ljust(32, b"."))
+        self.rules = rules
+        self._redact = Redactor(ring)
+        self._receive = Receiver(_UPSTREAM, BASE, ring)
+
+    def rehearse(self, principal: Principal, request: str, stored: list[Any], at: dt.datetime) -> Outcome:
+        """``request`` is method and target, below the upstream's path: ``GET /Patient/1``."""
+        situation: Situation | None = None
+        interaction: Interaction | None = None
+        try:
+            asked = _request(request, at)
+            situation = self._receive.situation(asked)
+            interaction = self._receive.interaction(asked)
+            permit = authorize(principal, interaction, situation, self.rules)
+            if isinstance(permit, Denial):
+                return _refused(permit, interaction, situation)
+            answer = _answer(permit, stored)
+            view = self._redact(answer)
+            body = fhir_json.decode(view.body)
+            return Outcome(view.status, view.reason, view.rule, body, view.tally, interaction, situation, permit)
+        except Withheld as refused:
+            denial = refused.denial
+            return Outcome(denial.status, refused.reason, denial.rule, None, refused.tally, interaction, situation)
+        except Refused as refused:
+            return _refused(refused.denial, interaction, situation)
+
+
+def _refused(denial: Denial, interaction: Interaction | None, situation: Situation | None) -> Outcome:
+    return Outcome(denial.status, denial.reason, denial.rule, None, Tally(), interaction, situation)
+
+
+def _request(text: str, at: dt.datetime) -> Request:
+    method, _, target = text.partition(" ")
+    path, _, query = target.partition("?")
+    return Request(method, (PATH + path).encode(), query.encode(), [], b"", "127.0.0.1", at, "rehearsal")
+
+
+def _answer(permit: Permit, stored: list[Any]) -> Answer:
+    interaction = permit.interaction
+    plan = rewrite(interaction, permit)
+    if interaction.kind is Kind.SEARCH_TYPE:
+        matches = [r for r in stored if r.get("resourceType") == interaction.type] if not permit.nothing else []
+        resource: Any = {
+            "resourceType": "Bundle",
+            "type": "searchset",
+            "entry": [{"resource": r, "search": {"mode": "match"}} for r in matches],
+        }
+    else:
+        wanted = (interaction.type, interaction.id)
+        resource = next((r for r in stored if (r.get("resourceType"), r.get("id")) == wanted), None)
+        if resource is None:
+            raise Refused(not_found())
+    body = fhir_json.encode(resource)
+    return Answer(plan, 200, {}, fhir_json.decode(body), careful=True, deep=may_stand_in_extensions(body))
+
+
+def principal_from(row: dict[str, Any]) -> Principal:
+    """A principal as tests and ``explain`` describe one; the keys are those of ``schemas/tests.json``."""
+    scopes = smart.parse(row.get("scopes", "user/*.rs"))
+    attributes = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in row.get("attributes", {}).items()))
+    return Principal(
+        issuer=row.get("issuer", "rehearsal"),
+        subject=row.get("subject", "somebody"),
+        client=row.get("client", "app"),
+        roles=frozenset(row.get("roles", ())),
+        purposes=frozenset(row.get("purposes", ())),
+        scopes=scopes,
+        patient=row.get("patient", ""),
+        fhir_user=row.get("fhir_user", "" if row.get("patient") else "Practitioner/rehearsal"),
+        attributes=attributes,
+        expires=float("inf"),
+        fingerprint=hashlib.sha256(msgspec.json.encode(row, order="deterministic")).hexdigest(),
+    )
+
+

@@ -1,0 +1,53 @@
+"""View × Receipt -> bytes on the wire. There is no other way out, and no way out without a receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fhirshield.fhir.json import encode
+from fhirshield.fhir.outcome import outcome
+from fhirshield.model import Denial, Reason, Receipt, Situation, Tally, View
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+EXPOSED = "ETag, Location, Content-Location, Last-Modified, X-Request-Id"
+_ALWAYS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"vary", b"Accept, Authorization, Origin"),
+)
+
+
+def refusal(denial: Denial) -> View:
+    """A Denial as an OperationOutcome."""
+    headers = (("Content-Type", "application/fhir+json; charset=utf-8"), *denial.headers)
+    body = encode(outcome(denial.code, denial.diagnostics))
+    return View(denial.status, headers, body, denial.reason, Tally(), denial.rule)
+
+
+def preflight() -> View:
+    """The answer to a CORS preflight; the origin's headers are added when it leaves."""
+    headers = (
+        ("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS"),
+        ("Access-Control-Allow-Headers", "Authorization, Content-Type, Accept, Prefer, If-None-Match, If-Match"),
+        ("Access-Control-Max-Age", "600"),
+    )
+    return View(204, headers, b"", Reason.PERMITTED, Tally())
+
+
+async def respond(send: Send, view: View, receipt: Receipt, situation: Situation, *, head: bool) -> int:
+    """Send a view; returns how many bytes of its body were handed over."""
+    headers = [
+        *_ALWAYS,
+        (b"x-request-id", receipt.decision.encode()),
+        *((name.lower().encode(), value.encode("latin-1")) for name, value in view.headers),
+    ]
+    if view.status != 204:
+        headers.append((b"content-length", str(len(view.body)).encode()))
+    if situation.origin:
+        headers.append((b"access-control-allow-origin", situation.origin.encode()))
+        headers.append((b"access-control-expose-headers", EXPOSED.encode()))
+    await send({"type": "http.response.start", "status": view.status, "headers": headers})
+    body = b"" if head else view.body
+    await send({"type": "http.response.body", "body": body})
+    return len(body)

@@ -1,0 +1,270 @@
+"""Settings: frozen, bounded, checked without side effects, every fault at once.
+
+``load`` reads ``fhirshield.yaml`` against ``schemas/settings.json``. Secrets are only ever *named* here, as files.
+A key whose engine does not exist yet is a fault that says so: no key is accepted and not enforced.
+"""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fhirshield import document
+from fhirshield.document import Document, Key
+from fhirshield.errors import Fault, OperatorError
+
+NOT_YET = {
+    ("admin",): "the admin side (health, metrics, console)",
+    ("consent",): "the Consent engine",
+    ("state",): "shared state",
+    ("trusted_proxies",): "reading the client's address behind proxies",
+    ("audit", "sinks"): "streaming records to sinks",
+    ("limits", "depth"): "the guard of request bodies",
+    ("issuers", "*", "introspection"): "token introspection (RFC 7662)",
+    ("upstreams", "*", "introspector"): "token introspection (RFC 7662)",
+}
+"""Keys of the design whose engines are not in this version."""
+
+ALGORITHMS = ("RS256", "RS384", "ES256", "ES384")
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSource:
+    """Where roles come from: a claim (dots go into objects), the client, the type of ``fhirUser``, a scope."""
+
+    claim: str
+    clients: Mapping[str, tuple[str, ...]]
+    fhir_user: Mapping[str, tuple[str, ...]]
+    scopes: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """One OAuth authorization server whose tokens are accepted."""
+
+    name: str
+    issuer: str
+    jwks_url: str
+    jwks_file: Path | None
+    algorithms: tuple[str, ...]
+    profile: str
+    claims: Mapping[str, str]
+    roles: RoleSource
+    default_purpose: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What the shield shows the upstream. Exactly one of the three forms is set, or none."""
+
+    bearer_file: Path | None = None
+    token_url: str = ""
+    client_id: str = ""
+    key_file: Path | None = None
+    key_id: str = ""
+    algorithm: str = "RS384"
+    scope: str = ""
+    forward: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One FHIR server behind the shield."""
+
+    path: str
+    url: str
+    issuers: tuple[str, ...]
+    identities: tuple[str, ...]
+    credential: Credential
+    connect_timeout: float
+    """Seconds."""
+    answer_timeout: float
+    """Seconds."""
+    audience: tuple[str, ...]
+    origins: tuple[str, ...]
+    id_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds in bytes and counts."""
+
+    body: int
+    answer: int
+    entries: int
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Where records go and which key chains them."""
+
+    journal: Path
+    key_file: Path
+    witness: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything an operator decides but the rules."""
+
+    file: str
+    host: str
+    port: int
+    public_url: str
+    issuers: Mapping[str, Issuer]
+    upstreams: tuple[Upstream, ...]
+    rules: Path
+    audit: Audit
+    ring_file: Path
+    zone: zoneinfo.ZoneInfo
+    limits: Limits
+
+
+def load(path: Path) -> Settings:
+    """Read settings. Paths are relative to the file. Raises OperatorError with every fault found."""
+    found, faults = document.read(path, "settings")
+    faults = _not_yet(found, faults)
+    if faults:
+        raise OperatorError(faults)
+    settings = _settings(found, path.parent)
+    faults = _cross_check(found, settings)
+    if faults:
+        raise OperatorError(faults)
+    return settings
+
+
+def _not_yet(found: Document, faults: list[Fault]) -> list[Fault]:
+    """Say of a key that the design knows what it waits for, instead of calling it unknown."""
+    result = []
+    waiting = {found.where(key): (key, what) for key in found.lines for pattern, what in NOT_YET.items() if _fits(key, pattern)}
+    for fault in faults:
+        if fault.where in waiting and "unknown key" in fault.message:
+            continue
+        result.append(fault)
+    for key, what in waiting.values():
+        result.append(found.fault(key, f"{what} is not in this version", "remove the key"))
+    return result
+
+
+def _fits(key: Key, pattern: tuple[str, ...]) -> bool:
+    return len(key) == len(pattern) and all(want in {"*", part} for part, want in zip(key, pattern, strict=True))
+
+
+def _settings(found: Document, folder: Path) -> Settings:
+    raw = found.value
+    host, _, port = raw.get("listen", "127.0.0.1:8080").rpartition(":")
+    journal = folder / raw["audit"]["journal"]
+    beside = journal.parent
+    limits = raw.get("limits", {})
+    return Settings(
+        file=found.file,
+        host=host,
+        port=int(port),
+        public_url=raw["public_url"],
+        issuers={name: _issuer(name, row, folder) for name, row in raw["issuers"].items()},
+        upstreams=tuple(_upstream(row, raw["public_url"], folder) for row in raw["upstreams"]),
+        rules=folder / raw["rules"],
+        audit=Audit(
+            journal,
+            folder / raw["audit"]["key_file"] if "key_file" in raw["audit"] else beside / "journal.key",
+            folder / raw["audit"]["witness"] if "witness" in raw["audit"] else beside / "witness.ndjson",
+        ),
+        ring_file=folder / raw["keys"]["file"] if "keys" in raw else beside / "ring.key",
+        zone=_zone(raw.get("zone", "UTC")) or zoneinfo.ZoneInfo("UTC"),
+        limits=Limits(
+            size(limits.get("body", "16MiB")),
+            size(limits.get("answer", "64MiB")),
+            limits.get("entries", 1000),
+            limits.get("concurrency", 512),
+        ),
+    )
+
+
+def _issuer(name: str, row: Any, folder: Path) -> Issuer:
+    roles = row.get("roles", {})
+    return Issuer(
+        name=name,
+        issuer=row["issuer"],
+        jwks_url=row.get("jwks_url", ""),
+        jwks_file=folder / row["jwks_file"] if "jwks_file" in row else None,
+        algorithms=tuple(row.get("algorithms", ALGORITHMS)),
+        profile=row["profile"],
+        claims=row.get("claims", {}),
+        roles=RoleSource(
+            roles.get("from", ""),
+            {key: tuple(value) for key, value in roles.get("clients", {}).items()},
+            {key: tuple(value) for key, value in roles.get("fhir_user", {}).items()},
+            {key: tuple(value) for key, value in roles.get("scopes", {}).items()},
+        ),
+        default_purpose=row.get("default_purpose", {}),
+    )
+
+
+def _upstream(row: Any, public_url: str, folder: Path) -> Upstream:
+    credential = dict(row.get("credential", {}))
+    for name in ("bearer_file", "key_file"):
+        if name in credential:
+            credential[name] = folder / credential[name]
+    timeout = row.get("timeout", {})
+    return Upstream(
+        path=row["path"],
+        url=row["url"].rstrip("/"),
+        issuers=tuple(row["issuers"]),
+        identities=tuple(row.get("identities", row["issuers"][:1])),
+        credential=Credential(**credential),
+        connect_timeout=duration(timeout.get("connect", "2s")),
+        answer_timeout=duration(timeout.get("answer", "30s")),
+        audience=tuple(row.get("audience", [public_url + row["path"]])),
+        origins=tuple(row.get("origins", ())),
+        id_length=row.get("id_length", 64),
+    )
+
+
+def _cross_check(found: Document, settings: Settings) -> list[Fault]:
+    faults = []
+    raw = found.value
+    seen: dict[str, int] = {}
+    for index, upstream in enumerate(settings.upstreams):
+        for field in ("issuers", "identities"):
+            for place, name in enumerate(getattr(upstream, field)):
+                if name not in settings.issuers:
+                    known = ", ".join(settings.issuers)
+                    faults.append(found.fault(("upstreams", index, field, place), f"no issuer `{name}`", f"known: {known}"))
+        for name in set(upstream.identities) - set(upstream.issuers):
+            key: Key = ("upstreams", index, "identities")
+            faults.append(found.fault(key, f"`{name}` opens nothing here", "list it under `issuers` too"))
+        if upstream.path in seen:
+            faults.append(found.fault(("upstreams", index, "path"), f"`{upstream.path}` is taken", "give each its own"))
+        seen[upstream.path] = index
+    urls: dict[str, str] = {}
+    for name, issuer in settings.issuers.items():
+        if issuer.issuer in urls:
+            other = urls[issuer.issuer]
+            faults.append(found.fault(("issuers", name, "issuer"), f"is also the issuer of `{other}`", "merge the two"))
+        urls[issuer.issuer] = name
+    if "zone" in raw and _zone(raw["zone"]) is None:
+        faults.append(found.fault(("zone",), f"`{raw['zone']}` is not a time zone", "use an IANA name: Europe/Berlin"))
+    return faults
+
+
+def _zone(name: str) -> zoneinfo.ZoneInfo | None:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+
+
+def size(text: str) -> int:
+    """``16MiB`` in bytes."""
+    number = int(text.rstrip("BKMi"))
+    return number * {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}[text.lstrip("0123456789")]
+
+
+def duration(text: str) -> float:
+    """``30s`` in seconds."""
+    unit = text.lstrip("0123456789")
+    return int(text.removesuffix(unit)) * {"ms": 0.001, "s": 1.0, "m": 60.0}[unit]

