@@ -1,0 +1,214 @@
+"""A small FHIR R4 store in memory: read, vread, type search with paging by offset, capabilities. For demo and tests.
+
+It answers as a plain server does, checks no token, and keeps the text of each resource, so that decimals leave as they came.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+Resource = dict[str, Any]
+JSON = "application/fhir+json;charset=utf-8"
+LAST_UPDATED = "2026-01-01T00:00:00.000+00:00"
+
+PATHS: dict[str, tuple[str, str]] = {
+    "_id": ("id", "token"),
+    "_security": ("meta.security", "token"),
+    "_lastUpdated": ("meta.lastUpdated", "date"),
+    "identifier": ("identifier", "token"),
+    "name": ("name", "string"),
+    "family": ("name.family", "string"),
+    "given": ("name.given", "string"),
+    "phone": ("telecom", "token"),
+    "telecom": ("telecom", "token"),
+    "address": ("address", "string"),
+    "address-city": ("address.city", "string"),
+    "gender": ("gender", "token"),
+    "active": ("active", "token"),
+    "birthdate": ("birthDate", "date"),
+    "status": ("status", "token"),
+    "code": ("code", "token"),
+    "category": ("category", "token"),
+    "date": ("effectiveDateTime", "date"),
+    "authoredon": ("authoredOn", "date"),
+    "onset-date": ("onsetDateTime", "date"),
+    "general-practitioner": ("generalPractitioner", "reference"),
+    "patient": ("subject|patient|beneficiary", "reference"),
+    "subject": ("subject", "reference"),
+    "beneficiary": ("beneficiary", "reference"),
+}
+"""Search parameter -> (dotted path, alternatives by ``|``; kind)."""
+
+
+class Store:
+    """Resources by type and id. ``base`` is the URL under which it is served."""
+
+    def __init__(self, base: str, page: int = 20) -> None:
+        self.base = base
+        self._page = page
+        self._texts: dict[str, dict[str, str]] = {}
+        self._parsed: dict[str, dict[str, Resource]] = {}
+
+    def put(self, text: str) -> None:
+        """Keep one resource, as text; ``meta`` gets a version and a time."""
+        parsed: Resource = json.loads(text)
+        kind, identity = parsed["resourceType"], parsed["id"]
+        meta = {"versionId": "1", "lastUpdated": LAST_UPDATED, **parsed.get("meta", {})}
+        if "meta" not in parsed:
+            head = f'"id":{json.dumps(identity)}'
+            compact = text.replace(f'"id": {json.dumps(identity)}', head, 1)
+            text = compact.replace(head, f'{head},"meta":{json.dumps(meta)}', 1)
+        else:
+            parsed["meta"] = meta
+            text = json.dumps(parsed)
+        parsed["meta"] = meta
+        self._texts.setdefault(kind, {})[identity] = text
+        self._parsed.setdefault(kind, {})[identity] = parsed
+
+    def load(self, resources: list[Resource]) -> None:
+        """Keep many."""
+        for resource in resources:
+            self.put(json.dumps(resource))
+
+    # --- ASGI -----------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        segments = [part for part in scope["path"].split("/") if part][1:]
+        query = parse_qsl(scope["query_string"].decode(), keep_blank_values=True)
+        if scope["method"] == "POST":
+            query += parse_qsl(body.decode(), keep_blank_values=True)
+        status, text, headers = self.answer(segments, query)
+        fields = [(b"content-type", JSON.encode()), (b"x-powered-by", b"demo store"), *headers]
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+    def answer(self, segments: list[str], query: list[tuple[str, str]]) -> tuple[int, str, list[tuple[bytes, bytes]]]:
+        """Status, JSON text, headers."""
+        if segments == ["metadata"]:
+            return 200, json.dumps(self._metadata()), []
+        if len(segments) == 1 or segments[1:] == ["_search"]:
+            return self._search(segments[0], query)
+        found = self._texts.get(segments[0], {}).get(segments[1]) if len(segments) > 1 else None
+        if found is None or segments[2:] not in ([], ["_history", "1"]):
+            return 404, _outcome("not-found", f"Resource {'/'.join(segments)} is not known"), []
+        return 200, found, [(b"etag", b'W/"1"'), (b"last-modified", b"Thu, 01 Jan 2026 00:00:00 GMT")]
+
+    def _search(self, kind: str, query: list[tuple[str, str]]) -> tuple[int, str, list[tuple[bytes, bytes]]]:
+        criteria = [(n, v) for n, v in query if n not in {"_count", "_sort", "_offset", "_format", "_pretty"}]
+        given = dict(query)
+        if unknown := [name for name, _ in criteria if name.split(":")[0] not in PATHS]:
+            return 400, _outcome("processing", f"Unknown search parameter {unknown[0]}"), []
+        matches = [r for r in self._parsed.get(kind, {}).values() if all(matches_one(r, n, v) for n, v in criteria)]
+        for key in reversed(given.get("_sort", "_id").split(",")):
+            path = PATHS[key.removeprefix("-")][0]
+            matches.sort(key=lambda r, p=path: str(next(iter(values(r, p)), "")), reverse=key.startswith("-"))
+        size, offset = int(given.get("_count", self._page)), int(given.get("_offset", 0))
+        links = [("self", offset)]
+        if offset + size < len(matches):
+            links.append(("next", offset + size))
+        if offset:
+            links.append(("previous", max(0, offset - size)))
+        rest = [(n, v) for n, v in query if n not in {"_offset", "_count"}]
+        link = [
+            {"relation": r, "url": f"{self.base}/{kind}?{urlencode([*rest, ('_count', size), ('_offset', o)])}"}
+            for r, o in links
+        ]
+        entries = [
+            f'{{"fullUrl":"{self.base}/{kind}/{r["id"]}","resource":{self._texts[kind][r["id"]]},"search":{{"mode":"match"}}}}'
+            for r in matches[offset : offset + size]
+        ]
+        head = f'{{"resourceType":"Bundle","type":"searchset","total":{len(matches)},"link":{json.dumps(link)}'
+        return 200, head + (f',"entry":[{",".join(entries)}]' if entries else "") + "}", []
+
+    def _metadata(self) -> Resource:
+        interactions = [{"code": code} for code in ("read", "vread", "search-type", "create", "delete")]
+        parameters = [{"name": name, "type": kind} for name, (_, kind) in PATHS.items()]
+        rows = [{"type": kind, "interaction": interactions, "searchParam": parameters} for kind in sorted(self._texts)]
+        return {
+            "resourceType": "CapabilityStatement",
+            "status": "active",
+            "date": "2026-01-01",
+            "kind": "instance",
+            "implementation": {"description": "demo store", "url": self.base},
+            "fhirVersion": "4.0.1",
+            "format": ["json"],
+            "rest": [{"mode": "server", "resource": rows}],
+        }
+
+
+def values(resource: Resource, paths: str) -> list[Any]:
+    """The values at a dotted path; alternatives by ``|``."""
+    found: list[Any] = []
+    for path in paths.split("|"):
+        nodes: list[Any] = [resource]
+        for name in path.split("."):
+            nodes = [n[name] for n in nodes if isinstance(n, dict) and name in n]
+            nodes = [x for n in nodes for x in (n if isinstance(n, list) else [n])]
+        found += nodes
+    return found
+
+
+def matches_one(resource: Resource, name: str, text: str) -> bool:
+    """Whether one criterion holds; comma is OR."""
+    code, _, modifier = name.partition(":")
+    path, kind = PATHS[code]
+    found = values(resource, path)
+    if modifier == "missing":
+        return (not found) is (text == "true")
+    hit = any(_KINDS[kind](value, option, modifier) for value in found for option in text.split(","))
+    return hit is not (modifier == "not")
+
+
+def _token(value: Any, text: str, modifier: str) -> bool:
+    system, bar, code = text.rpartition("|")
+    if isinstance(value, dict) and "coding" in value:
+        return any(_token(coding, text, modifier) for coding in value["coding"])
+    if isinstance(value, dict):
+        own = value.get("code", value.get("value"))
+        return (not bar or value.get("system", "") == system) and (own == code or not code)
+    return str(value).lower() == code.lower() if isinstance(value, bool) else value == code
+
+
+def _string(value: Any, text: str, modifier: str) -> bool:
+    parts = [p for v in value.values() for p in (v if isinstance(v, list) else [v])] if isinstance(value, dict) else [value]
+    words = [p for p in parts if isinstance(p, str)]
+    if modifier == "exact":
+        return text in words
+    folded = text.lower()
+    return any(folded in w.lower() if modifier == "contains" else w.lower().startswith(folded) for w in words)
+
+
+def _date(value: Any, text: str, modifier: str) -> bool:
+    prefix, day = (text[:2], text[2:]) if text[:2].isalpha() else ("eq", text)
+    own = str(value)[: len(day)]
+    return {"eq": own == day, "ge": own >= day, "le": own <= day, "gt": own > day, "lt": own < day, "ne": own != day}[prefix]
+
+
+def _reference(value: Any, text: str, modifier: str) -> bool:
+    own = str(value.get("reference", ""))
+    return own == text or own.rpartition("/")[2] == text
+
+
+_KINDS: dict[str, Callable[[Any, str, str], bool]] = {
+    "token": _token,
+    "string": _string,
+    "date": _date,
+    "reference": _reference,
+}
+
+
+def _outcome(code: str, diagnostics: str) -> str:
+    issue = {"severity": "error", "code": code, "diagnostics": diagnostics}
+    return json.dumps({"resourceType": "OperationOutcome", "issue": [issue]})

@@ -1,0 +1,140 @@
+"""The walk in the terminal: one record as six callers see it, what was hidden and by which rule, and the trail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fhirshield.demo.issuer import Issuer
+from fhirshield.outbound.http import Client, Response
+
+RECORD = "pat-1"
+FIELDS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("name", lambda p: _name(p)),
+    ("SSN", lambda p: _identifier(p, "us-ssn")),
+    ("MRN", lambda p: _identifier(p, "mrn")),
+    ("phone", lambda p: _telecom(p, "phone")),
+    ("birthDate", lambda p: p.get("birthDate")),
+    ("street", lambda p: next((a["line"][0] for a in p.get("address", []) if "line" in a), None)),
+    ("postalCode", lambda p: next((a.get("postalCode") for a in p.get("address", [])), None)),
+    ("narrative", lambda p: "there" if "text" in p else None),
+)
+SEARCHES = ("Condition", "Observation", "MedicationRequest", "Coverage")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Somebody with a token of the demo's issuer (or, the stranger, without)."""
+
+    name: str
+    token: str
+
+
+def callers(issuer: Issuer, audience: str) -> list[Caller]:
+    """The six."""
+    staff = {"purpose_of_use": "TREAT"}
+    return [
+        Caller("clinician", issuer.token(audience, "user/*.rs", sub="reed", fhirUser="Practitioner/dr-reed", roles=["clinician"], **staff)),
+        Caller("nurse", issuer.token(audience, "user/*.rs", sub="vale", fhirUser="Practitioner/nurse-vale", roles=["nurse"], **staff)),
+        Caller("billing", issuer.token(audience, "user/*.rs", sub="penny", fhirUser="Practitioner/penny", roles=["billing"], purpose_of_use="HPAYMT")),
+        Caller("researcher", issuer.token(audience, "user/*.rs", sub="quest", fhirUser="Practitioner/quest", roles=["researcher"], purpose_of_use="HRESCH")),
+        Caller("patient app", issuer.token(audience, "patient/*.rs", sub="p1", patient=RECORD, fhirUser=f"Patient/{RECORD}")),
+        Caller("stranger", ""),
+    ]  # fmt: skip
+
+
+class Walk:
+    """Shows what each caller gets of the shield at ``base``, and what the server behind it holds."""
+
+    def __init__(self, client: Client, base: str, direct: str, people: list[Caller]) -> None:
+        self._client = client
+        self._base = base
+        self._direct = direct
+        self._people = people
+
+    async def get(self, base: str, path: str, token: str = "") -> Response:
+        """One GET."""
+        scheme, _, rest = base.partition("://")
+        authority, _, prefix = rest.partition("/")
+        headers = {"Accept": "application/fhir+json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        return await self._client.send("GET", f"{scheme}://{authority}", f"/{prefix}/{path}", headers)
+
+    async def lines(self) -> list[str]:
+        """The whole walk."""
+        told = [_title("One record, before and after"), *await self._record()]
+        told += [_title("What each finds when it searches that record"), *await self._searches()]
+        told += [_title("A question about what is hidden is refused, not answered"), *await self._questions()]
+        return told
+
+    async def _record(self) -> list[str]:
+        path = f"Patient/{RECORD}"
+        columns = [("server", await self.get(self._direct, path))]
+        columns += [(person.name, await self.get(self._base, path, person.token)) for person in self._people]
+        rows = [["", *(name for name, _ in columns)], ["status", *(str(answer.status) for _, answer in columns)]]
+        parsed = [json.loads(answer.body) if answer.status == 200 else None for _, answer in columns]
+        for name, read in FIELDS:
+            rows.append([name, *("" if p is None else str(read(p) or "-") for p in parsed)])
+        return table(rows)
+
+    async def _searches(self) -> list[str]:
+        rows = [["", "server", *(person.name for person in self._people)]]
+        for kind in SEARCHES:
+            parameter = "beneficiary" if kind == "Coverage" else "patient"
+            path = f"{kind}?{parameter}=Patient/{RECORD}"
+            found = [_count(await self.get(self._direct, path))]
+            found += [_count(await self.get(self._base, path, person.token)) for person in self._people]
+            rows.append([kind, *found])
+        return table(rows)
+
+    async def _questions(self) -> list[str]:
+        told = []
+        for path in ("Patient?identifier=http://hl7.org/fhir/sid/us-ssn|900-00-0000", "Patient?phone=555", "Patient?_sort=birthdate"):
+            for person in self._people[1:4]:
+                answer = await self.get(self._base, path.replace("|", "%7C"), person.token)
+                reason = ""
+                if answer.status != 200:
+                    reason = json.loads(answer.body)["issue"][0]["diagnostics"]
+                told.append(f"  {person.name:<11} {path:<62} {answer.status} {reason}")
+        return told
+
+
+def hidden(records: list[dict[str, Any]]) -> Iterator[str]:
+    """What the journal says was hidden, by rule."""
+    for record in records:
+        if record.get("redacted") or record.get("withheld"):
+            who = "/".join(r for r in record.get("roles", ()) if r != "practitioner") or record.get("client", "")
+            what = [f"{count} by {rule}" for rule, count in record.get("redacted", {}).items()]
+            what += [f"{count} withheld: {reason}" for reason, count in record.get("withheld", {}).items()]
+            yield f"  {who:<24} {record['interaction']:<11} {record.get('type', ''):<18} {'; '.join(what)}"
+
+
+def _title(text: str) -> str:
+    return f"\n{text}\n{'=' * len(text)}"
+
+
+def table(rows: list[list[str]], width: int = 18) -> list[str]:
+    """Rows of text, aligned."""
+    cut = [[cell if len(cell) <= width else cell[: width - 1] + "…" for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cut) for i in range(len(cut[0]))]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cut]
+
+
+def _count(answer: Response) -> str:
+    return str(len(json.loads(answer.body).get("entry", []))) if answer.status == 200 else f"({answer.status})"
+
+
+def _name(patient: Any) -> str | None:
+    names = patient.get("name", [])
+    return f"{names[0].get('given', [''])[0]} {names[0].get('family', '')}" if names else None
+
+
+def _identifier(patient: Any, system: str) -> str | None:
+    found = [i for i in patient.get("identifier", []) if system in i.get("system", "")]
+    return found[0].get("value") if found else None
+
+
+def _telecom(patient: Any, system: str) -> str | None:
+    found = [t for t in patient.get("telecom", []) if t.get("system") == system]
+    return found[0].get("value") if found else None
