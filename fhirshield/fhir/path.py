@@ -342,8 +342,8 @@ def _comparison(expression: Compare) -> Predicate:
 
     def compare(node: Any, root: Any) -> bool:
         first, second = left(node, root), right(node, root)
-        kind = _kind(first)
-        return kind is None or kind != _kind(second) or test(first, second)
+        one, other = _kind(first), _kind(second)
+        return one is None or one != other or test(first, second)
 
     return compare
 
