@@ -91,7 +91,7 @@ class Describer:
             raise Unavailable("no CapabilityStatement")
         rests = statement.get("rest")
         rest = rests[0] if isinstance(rests, list) and rests and isinstance(rests[0], dict) else {}
-        return [row for raw in rest.get("resource", ()) if (row := _resource(raw)) is not None]
+        return [row for raw in _list(rest.get("resource")) if (row := _resource(raw)) is not None]
 
     async def _discover(self) -> dict[str, Any]:
         document = await get_json(self._issuer.rstrip("/") + "/.well-known/openid-configuration", self._client)
@@ -100,15 +100,24 @@ class Describer:
         return document
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _resource(raw: Any) -> tuple[str, list[str], list[str]] | None:
     """(type, interactions, search parameters) that are served of what an upstream offers."""
     name = raw.get("type") if isinstance(raw, dict) else None
-    if name not in resource_types():
+    if not isinstance(name, str) or name not in resource_types():
         return None
-    offered = {row.get("code") for row in raw.get("interaction", ()) if isinstance(row, dict)}
-    parameters = {row.get("name") for row in raw.get("searchParam", ()) if isinstance(row, dict)}
-    known = sorted(p for p in parameters if isinstance(p, str) and (found := search_parameter(name, p)) and found.ways)
+    offered = _named(raw.get("interaction"), "code")
+    known = sorted(p for p in _named(raw.get("searchParam"), "name") if (found := search_parameter(name, p)) and found.ways)
     return name, [code for code in SERVED if code in offered], known
+
+
+def _named(rows: Any, member: str) -> set[str]:
+    """The strings that stand under a member in a list of objects."""
+    found = [row.get(member) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return {value for value in found if isinstance(value, str)}
 
 
 def _statement(rows: list[tuple[str, list[str], list[str]]], base: str, discovery: dict[str, Any]) -> dict[str, Any]:

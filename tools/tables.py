@@ -249,6 +249,8 @@ def _paths(part: str, base: str, types: dict[str, Any]) -> list[list[str]]:
     elif found := re.fullmatch(r"(.+)\.as\((\w+)\)", part):
         part, cast = found[1], found[2]
     part = part.replace("[0]", "")
+    if part[:1].islower():
+        part = f"{base}.{part}"
     steps = re.findall(r"(\w+)(?:\.where\((\w+)='([^']*)'\))?(?:\.|$)", part)
     if ".".join(s[0] + (f".where({s[1]}='{s[2]}')" if s[1] else "") for s in steps) != part:
         raise SystemExit(f"search expression not understood: {part}")

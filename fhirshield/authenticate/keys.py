@@ -88,7 +88,7 @@ def usable(raw: Any) -> tuple[str, Key]:
     """A public signing key of sufficient strength, with its ``kid``. Raises ValueError with the reason."""
     if not isinstance(raw, dict):
         raise ValueError("not an object")
-    if raw.get("kty") not in {"RSA", "EC"}:
+    if raw.get("kty") not in ("RSA", "EC"):
         raise ValueError("not RSA or EC")
     if "d" in raw or "k" in raw:
         raise ValueError("holds a private key")

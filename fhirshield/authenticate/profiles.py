@@ -27,7 +27,7 @@ DERIVED_ROLES = {
 """The role that a ``fhirUser`` of each type gives; a token with system scopes and no person gives ``system``."""
 
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,256}\Z")
-_NOT_ACCESS = {"ID", "Refresh", "Offline", "Logout"}
+_NOT_ACCESS = ("ID", "Refresh", "Offline", "Logout")
 
 
 class ClaimError(ValueError):

@@ -40,7 +40,7 @@ class Linker:
         found = [{"relation": "self", "url": self._self(permit)}]
         for link in upstream if isinstance(upstream, list) else ():
             relation = link.get("relation") if isinstance(link, dict) else None
-            if relation in {"next", "previous", "prev"}:
+            if relation in ("next", "previous", "prev"):
                 url = self._page(permit, link.get("url"))
                 if url:
                     found.append({"relation": "next" if relation == "next" else "previous", "url": url})
