@@ -158,16 +158,14 @@ class Entrance:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
         if scope["type"] != "http":
-            return
+            return None
         path: bytes = scope.get("raw_path") or b""
         upstream = self._upstream(path)
         client = scope.get("client")
         address = client[0] if client else ""
         now = dt.datetime.now(self._zone)
         decision = os.urandom(16).hex()
-        situation = Situation(
-            upstream.path if upstream else "", self._public_url, (), now, address, decision, None, ""
-        )
+        situation = Situation(upstream.path if upstream else "", self._public_url, (), now, address, decision, None, "")
         story = Story(situation)
         parts = self.parts
         assert parts is not None
@@ -187,9 +185,7 @@ class Entrance:
             return await shield.refuse(denial, story, respond)
         self._under_way += 1
         try:
-            request = Request(
-                scope["method"], path, scope["query_string"], list(scope["headers"]), body, address, now, decision
-            )
+            request = Request(scope["method"], path, scope["query_string"], list(scope["headers"]), body, address, now, decision)
             await shield.exchange(request, story, respond)
         finally:
             self._under_way -= 1

@@ -134,7 +134,9 @@ def _statement(rows: list[tuple[str, list[str], list[str]]], base: str, discover
             }
         ],
     }
-    uris = [{"url": short, "valueUri": discovery[name]} for name, short in _ENDPOINTS.items() if isinstance(discovery.get(name), str)]
+    uris = [
+        {"url": short, "valueUri": discovery[name]} for name, short in _ENDPOINTS.items() if isinstance(discovery.get(name), str)
+    ]
     if uris:
         security = {"extension": [{"url": _OAUTH, "extension": uris}], **security}
     return {

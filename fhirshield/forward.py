@@ -38,9 +38,7 @@ class Forwarder:
         credential = plan.permit.situation.credential
         authorization = f"Bearer {credential}" if self._forward_token and credential else None
         try:
-            response = await self._server.send(
-                plan.method, plan.segments, plan.query, form=plan.form, authorization=authorization
-            )
+            response = await self._server.send(plan.method, plan.segments, plan.query, form=plan.form, authorization=authorization)
         except Unavailable as error:
             if error.slow:
                 raise Refused(Denial(504, Reason.UPSTREAM_SLOW, "timeout", "the server did not answer in time")) from None

@@ -24,7 +24,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too-large"
     BUSY = "busy"
     NO_CREDENTIAL = "no-credential"
-    BAD_TOKEN = "bad-token"
+    BAD_TOKEN = "bad-token"  # noqa: S105 - a reason
     KEYS_UNAVAILABLE = "keys-unavailable"
     NO_SCOPE = "no-scope"
     NO_RULE = "no-rule"

@@ -24,8 +24,8 @@ from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
 from fhirshield.redact import Redactor
 from fhirshield.redact.body import Withheld
-from fhirshield.ring import Ring
 from fhirshield.rewrite import rewrite
+from fhirshield.ring import Ring
 from fhirshield.settings import Credential, Upstream
 
 BASE = "https://shield.example"
@@ -127,5 +127,3 @@ def principal_from(row: dict[str, Any]) -> Principal:
         expires=float("inf"),
         fingerprint=hashlib.sha256(msgspec.json.encode(row, order="deterministic")).hexdigest(),
     )
-
-

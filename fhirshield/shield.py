@@ -117,9 +117,7 @@ class Shield:
         reason = story.reason or denial.reason
         try:
             if story.principal is not None:
-                entry = record.denied(
-                    story.situation, story.interaction, story.principal, denial, story.tally, reason
-                )
+                entry = record.denied(story.situation, story.interaction, story.principal, denial, story.tally, reason)
                 receipt = await self._journal.record(entry, story.situation.decision)
             else:
                 entry = record.anonymous(story.situation, story.interaction, denial.status, reason)

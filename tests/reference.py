@@ -37,7 +37,8 @@ def interpret(resource: dict[str, Any], obligations: list[Obligation], tools: To
             known = found.get(location)
             found[location] = obligation.operation if known is None else combine(known, obligation.operation)
     found = dict(_dropped(location, op, kind) for location, op in found.items())
-    return _object(resource, kind, (), found, tools, top=True)
+    built: dict[str, Any] = _object(resource, kind, (), found, tools, top=True)
+    return built
 
 
 def _dropped(location: Location, operation: Any, kind: str) -> tuple[Location, Any]:
@@ -54,8 +55,7 @@ def _dropped(location: Location, operation: Any, kind: str) -> tuple[Location, A
 
 def _owner_location(location: Location) -> Location:
     """The location of the object that holds this element."""
-    cut = location[:-1] if isinstance(location[-1], str) else location[:-2]
-    return cut
+    return location[:-1] if isinstance(location[-1], str) else location[:-2]
 
 
 def _element_at(location: Location, kind: str) -> Element:
@@ -183,11 +183,11 @@ def _object(node: dict[str, Any], kind: str, here: Location, found: dict[Locatio
     built: dict[str, Any] = {}
     gone: set[str] = set()
     touched = False
-    for key in node:
+    for key, unchanged in node.items():
         name = key.removeprefix("_") if key.startswith("_") else key
         element = owner.elements.get(name)
         if element is None:
-            built[key] = node[key]
+            built[key] = unchanged
             continue
         if name in built or "_" + name in built or name in gone:
             continue

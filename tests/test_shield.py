@@ -22,7 +22,11 @@ NURSE = {
             "who": {"roles": ["nurse"]},
             "allow": {"interactions": ["read", "vread", "search"], "resources": ["Patient", "Observation", "Practitioner"]},
             "redact": [
-                {"resources": ["Patient"], "path": "$.identifier[?@.system=='http://hl7.org/fhir/sid/us-ssn'].value", "with": "remove"},
+                {
+                    "resources": ["Patient"],
+                    "path": "$.identifier[?@.system=='http://hl7.org/fhir/sid/us-ssn'].value",
+                    "with": "remove",
+                },
                 {"resources": ["Patient"], "path": "$.birthDate", "with": "generalize", "to": "year"},
             ],
         },
@@ -354,7 +358,15 @@ async def test_a_journal_that_cannot_write_means_503_and_no_data(tmp_path: Path,
 async def test_every_exchange_leaves_one_record(tmp_path: Path) -> None:
     async with world(tmp_path, NURSE) as here:
         token = here.token(roles=["nurse"])
-        paths = ["/Patient/pat-1", "/Patient", "/Condition", "/Patient/nobody", "/Patient?birthdate=1", "/x", "/Observation?_count=3"]
+        paths = [
+            "/Patient/pat-1",
+            "/Patient",
+            "/Condition",
+            "/Patient/nobody",
+            "/Patient?birthdate=1",
+            "/x",
+            "/Observation?_count=3",
+        ]
         answers = await asyncio.gather(*(here.ask(path, token) for path in paths * 10))
         ids = [answer.headers["x-request-id"] for answer in answers]
         assert sorted(row["decision"] for row in here.records()) == sorted(ids)
@@ -368,12 +380,16 @@ async def test_nothing_of_a_resource_stands_in_a_record_or_a_log(tmp_path: Path,
         await here.ask("/Patient/pat-1", here.token(roles=["nurse"]))
         await here.ask("/Patient?name=" + patient["name"][0]["family"], here.token(roles=["nurse"]))
         journal = b"".join(path.read_bytes() for path in (tmp_path / "audit").iterdir()).decode()
-        values = [patient["birthDate"], patient["identifier"][1]["value"], patient["name"][0]["family"], patient["telecom"][0]["value"]]
+        values = [
+            patient["birthDate"],
+            patient["identifier"][1]["value"],
+            patient["name"][0]["family"],
+            patient["telecom"][0]["value"],
+        ]
         assert not [value for value in values if value in journal or value in caplog.text]
 
 
 async def test_unforeseen_errors_deny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-
 
     def explode(*arguments: Any) -> None:
         raise RuntimeError("078-05-1120")

@@ -102,7 +102,9 @@ async def world(
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules or OPEN))
     plain = {
         "public_url": url,
-        "issuers": {"demo": {"issuer": issuer_url, "jwks_url": f"{issuer_url}/jwks", "profile": "smart", "roles": {"from": "roles"}}},
+        "issuers": {
+            "demo": {"issuer": issuer_url, "jwks_url": f"{issuer_url}/jwks", "profile": "smart", "roles": {"from": "roles"}}
+        },
         "upstreams": [{"path": "/fhir", "url": upstream_url, "issuers": ["demo"]}],
         "rules": "rules.yaml",
         "audit": {"journal": "audit"},

@@ -59,9 +59,7 @@ def generate(package: Path) -> str:
     types = _types(structures, value_sets, used)
     search = _search(bundles[SEARCH], types)
     compartments = [
-        entry["resource"]
-        for entry in bundles[RESOURCES]["entry"]
-        if entry["resource"]["resourceType"] == "CompartmentDefinition"
+        entry["resource"] for entry in bundles[RESOURCES]["entry"] if entry["resource"]["resourceType"] == "CompartmentDefinition"
     ]
     head = {
         "fhir": "4.0.1",

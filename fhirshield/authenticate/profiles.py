@@ -85,9 +85,7 @@ def _keycloak(claims: dict[str, Any]) -> None:
 PROFILES: dict[str, Callable[[dict[str, Any]], None]] = {"smart": _smart, "keycloak": _keycloak}
 
 
-def _roles(
-    claims: dict[str, Any], issuer: Issuer, client: str, user: str, patient: str, parsed: smart.Scopes
-) -> set[str]:
+def _roles(claims: dict[str, Any], issuer: Issuer, client: str, user: str, patient: str, parsed: smart.Scopes) -> set[str]:
     source = issuer.roles
     roles = set(_texts(_walk(claims, source.claim))) if source.claim else set()
     roles.update(source.clients.get(client, ()))

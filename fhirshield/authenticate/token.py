@@ -13,7 +13,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from joserfc import jws
 from joserfc.errors import JoseError, UnsupportedHeaderError
@@ -58,8 +58,7 @@ class Authenticator:
         self._clock = clock
         self._cache: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
         self._registries = {
-            issuer.name: _Strict(algorithms=list(issuer.algorithms), strict_check_header=False)
-            for issuer in self._issuers.values()
+            issuer.name: _Strict(algorithms=list(issuer.algorithms), strict_check_header=False) for issuer in self._issuers.values()
         }
 
     async def __call__(self, situation: Situation) -> Principal:
@@ -120,8 +119,8 @@ class Authenticator:
             if name in claims and (not _is_number(claims[name]) or claims[name] > now + SKEW):
                 raise _bad("not yet valid")
         audience = claims.get("aud")
-        named = {audience} if isinstance(audience, str) else {a for a in audience if isinstance(a, str)} if isinstance(audience, list) else set()
-        if not named & set(self._upstream.audience):
+        named = audience if isinstance(audience, list) else [audience]
+        if not any(isinstance(one, str) and one in self._upstream.audience for one in named):
             raise _bad("not for this server")
 
 
@@ -155,7 +154,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 

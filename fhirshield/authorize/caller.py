@@ -33,10 +33,7 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     if found is None:
         return Denial(404, Reason.UNKNOWN_TYPE, "not-supported", f"`{interaction.type}` is not a resource type of R4")
     denial = (
-        _scope(found, interaction)
-        or _denied(found, interaction)
-        or _allowed(found, interaction)
-        or _version(found, interaction)
+        _scope(found, interaction) or _denied(found, interaction) or _allowed(found, interaction) or _version(found, interaction)
     )
     if denial:
         return denial

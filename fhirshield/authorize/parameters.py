@@ -10,7 +10,7 @@ from functools import lru_cache
 from fhirshield.authorize.standing import TypeStanding
 from fhirshield.fhir import criteria as fhir_criteria
 from fhirshield.fhir.criteria import Criteria, Criterion
-from fhirshield.fhir.interaction import Parameter
+from fhirshield.fhir.page import Parameter
 from fhirshield.fhir.path import Where, predicate, targets
 from fhirshield.fhir.search_parameters import RESULT_PARAMETERS, SearchParameter, Way, search_parameter
 from fhirshield.model import Denial, Obligation, Reason, TypeView

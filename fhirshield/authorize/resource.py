@@ -63,7 +63,7 @@ def scope_grants(row: ScopeRow, letter: str, resource: Any, found: TypeStanding,
 
 def in_patients_set(resource: Any, found: TypeStanding, patient: str, bases: tuple[str, ...]) -> bool:
     """Whether a resource is about the patient in context and nobody else, or is of a type opened by name."""
-    return found.open_to_all or patients_of(resource, bases) == {patient}
+    return found.open_to_all or patients_of(resource, bases) == frozenset((patient,))
 
 
 def obligations_on(found: TypeStanding, resource: Any) -> int:
@@ -77,9 +77,7 @@ def obligations_on(found: TypeStanding, resource: Any) -> int:
 
 def unknown_modifier(node: Any, known: frozenset[str]) -> bool:
     """Whether a modifier extension that the rules do not list stands anywhere in the resource."""
-    return any(
-        type(extension) is not dict or extension.get("url") not in known for extension in _modifier_extensions(node)
-    )
+    return any(type(extension) is not dict or extension.get("url") not in known for extension in _modifier_extensions(node))
 
 
 def _modifier_extensions(node: Any) -> Iterator[Any]:

@@ -67,7 +67,9 @@ class Standing:
         self.applied = applied
         self.bases = bases
         self.scopes = tuple(
-            s for s in scopes.granted if s.context == "system" or (s.context == "patient" and patient) or (s.context == "user" and user)
+            s
+            for s in scopes.granted
+            if s.context == "system" or (s.context == "patient" and patient) or (s.context == "user" and user)
         )
         self._types: dict[str, TypeStanding] = {}
         self._naming: Naming | None = None

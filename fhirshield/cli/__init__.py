@@ -30,13 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     for name, module in COMMANDS.items():
         doc = module.__doc__ or ""
         summary = doc.splitlines()[0].rstrip(".")
-        one = commands.add_parser(
-            name, help=summary, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        one = commands.add_parser(name, help=summary, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         module.arguments(one)
     options = parser.parse_args(arguments)
     try:
-        return COMMANDS[options.command].run(options)
+        code: int = COMMANDS[options.command].run(options)
+        return code
     except OperatorError as error:
         for fault in error.faults:
             print(fault, file=sys.stderr)

@@ -67,8 +67,6 @@ def _is_rules(path: Path) -> bool:
 
 
 def _as_json(faults: list[Fault], advice: list[Advice]) -> str:
-    rows = [
-        {"where": f.where, "path": f.path, "message": f.message, "remedy": f.remedy} for f in faults
-    ]
+    rows = [{"where": f.where, "path": f.path, "message": f.message, "remedy": f.remedy} for f in faults]
     hints = [{"kind": a.kind, "where": a.where, "rule": a.rule, "message": a.message} for a in advice]
     return json.dumps({"faults": rows, "advice": hints}, indent=2)

@@ -1,7 +1,7 @@
 """Demo: a FHIR server, an issuer and the shield, with synthetic patients, in one process; nothing leaves this machine.
 
-    fhirshield demo            shows one record as six callers see it, then stays up to try
-    fhirshield demo --smoke    the same walk, then exits
+fhirshield demo            shows one record as six callers see it, then stays up to try
+fhirshield demo --smoke    the same walk, then exits
 """
 
 from __future__ import annotations

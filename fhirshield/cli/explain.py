@@ -119,12 +119,8 @@ def _resource(
             }
             for row in found.scopes
         ],
-        "denies": [
-            {"rule": row.rule.id, "matches": _WORDS[row.judge(resource) if row.judge else True]} for row in found.denies
-        ],
-        "allows": [
-            {"rule": row.rule.id, "matches": _WORDS[row.judge(resource) if row.judge else True]} for row in found.allows
-        ],
+        "denies": [{"rule": row.rule.id, "matches": _WORDS[row.judge(resource) if row.judge else True]} for row in found.denies],
+        "allows": [{"rule": row.rule.id, "matches": _WORDS[row.judge(resource) if row.judge else True]} for row in found.allows],
         "verdict": verdict.reason.value if verdict else "not asked: the request was refused",
         "obligations": [
             {"rule": o.rule, "path": o.path.text, "with": type(o.operation).__name__.lower()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def server_options(settings: Settings) -> dict[str, object]:
+def server_options(settings: Settings) -> dict[str, Any]:
     """How uvicorn is run: httptools (docs/adr/0002), no headers of its own, no logs of targets, no trust in proxies."""
     return {
         "host": settings.host,

@@ -39,7 +39,7 @@ MRN = "http://hospital.example/mrn"
 
 def generate(count: int = 36, seed: int = 7) -> list[Resource]:
     """Staff and ``count`` patients with all that is recorded of them; the same for the same seed."""
-    chance = random.Random(seed)  # noqa: S311 - invented people, not secrets
+    chance = random.Random(seed)
     resources = _staff()
     for number in range(1, count + 1):
         resources += _patient(f"pat-{number}", chance)
@@ -89,7 +89,9 @@ def _patient(identity: str, chance: random.Random) -> list[Resource]:
         "gender": chance.choice(("female", "male")),
         "birthDate": f"{chance.randint(1932, 2015)}-{chance.randint(1, 12):02d}-{chance.randint(1, 28):02d}",
         "address": [{"line": [street], "city": city, "state": state, "postalCode": zip_code, "country": "US"}],
-        "contact": [{"name": {"family": family, "given": [chance.choice(GIVEN)]}, "telecom": [{"system": "phone", "value": phone}]}],
+        "contact": [
+            {"name": {"family": family, "given": [chance.choice(GIVEN)]}, "telecom": [{"system": "phone", "value": phone}]}
+        ],
         "generalPractitioner": [{"reference": "Practitioner/dr-reed", "display": "Nora Reed"}],
     }
     if chance.random() < 0.06 and identity != "pat-1":
@@ -127,7 +129,9 @@ def _record(identity: str, subject: Resource, note: str, chance: random.Random) 
             }
         )
     for index, row in enumerate((*LABS, *VITALS)):
-        found.append(_observation(f"{identity}-obs-{index}", row, "laboratory" if index < len(LABS) else "vital-signs", subject, day, chance))
+        found.append(
+            _observation(f"{identity}-obs-{index}", row, "laboratory" if index < len(LABS) else "vital-signs", subject, day, chance)
+        )
     found.append(
         {
             "resourceType": "MedicationRequest",
@@ -161,9 +165,7 @@ def _observation(identity: str, row: Any, category: str, subject: Resource, day:
         "resourceType": "Observation",
         "id": identity,
         "status": "final",
-        "category": [
-            {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/observation-category", "code": category}]}
-        ],
+        "category": [{"coding": [{"system": "http://terminology.hl7.org/CodeSystem/observation-category", "code": category}]}],
         "code": {"coding": [{"system": "http://loinc.org", "code": code, "display": text}], "text": text},
         "subject": subject,
         "effectiveDateTime": day,

@@ -113,7 +113,7 @@ class Store:
         matches = [r for r in self._parsed.get(kind, {}).values() if all(matches_one(r, n, v) for n, v in criteria)]
         for key in reversed(given.get("_sort", "_id").split(",")):
             path = PATHS[key.removeprefix("-")][0]
-            matches.sort(key=lambda r, p=path: str(next(iter(values(r, p)), "")), reverse=key.startswith("-"))
+            matches.sort(key=_sort_key(path), reverse=key.startswith("-"))
         size, offset = int(given.get("_count", self._page)), int(given.get("_offset", 0))
         links = [("self", offset)]
         if offset + size < len(matches):
@@ -122,8 +122,7 @@ class Store:
             links.append(("previous", max(0, offset - size)))
         rest = [(n, v) for n, v in query if n not in {"_offset", "_count"}]
         link = [
-            {"relation": r, "url": f"{self.base}/{kind}?{urlencode([*rest, ('_count', size), ('_offset', o)])}"}
-            for r, o in links
+            {"relation": r, "url": f"{self.base}/{kind}?{urlencode([*rest, ('_count', size), ('_offset', o)])}"} for r, o in links
         ]
         entries = [
             f'{{"fullUrl":"{self.base}/{kind}/{r["id"]}","resource":{self._texts[kind][r["id"]]},"search":{{"mode":"match"}}}}'
@@ -146,6 +145,10 @@ class Store:
             "format": ["json"],
             "rest": [{"mode": "server", "resource": rows}],
         }
+
+
+def _sort_key(path: str) -> Callable[[Resource], str]:
+    return lambda resource: str(next(iter(values(resource, path)), ""))
 
 
 def values(resource: Resource, paths: str) -> list[Any]:

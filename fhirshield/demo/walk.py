@@ -34,15 +34,22 @@ class Caller:
 
 def callers(issuer: Issuer, audience: str) -> list[Caller]:
     """The six."""
-    staff = {"purpose_of_use": "TREAT"}
+
+    def staff(role: str, person: str, purpose: str) -> Caller:
+        token = issuer.token(
+            audience, "user/*.rs", sub=person, fhirUser=f"Practitioner/{person}", roles=[role], purpose_of_use=purpose
+        )
+        return Caller(role, token)
+
+    own = issuer.token(audience, "patient/*.rs", sub="p1", patient=RECORD, fhirUser=f"Patient/{RECORD}")
     return [
-        Caller("clinician", issuer.token(audience, "user/*.rs", sub="reed", fhirUser="Practitioner/dr-reed", roles=["clinician"], **staff)),
-        Caller("nurse", issuer.token(audience, "user/*.rs", sub="vale", fhirUser="Practitioner/nurse-vale", roles=["nurse"], **staff)),
-        Caller("billing", issuer.token(audience, "user/*.rs", sub="penny", fhirUser="Practitioner/penny", roles=["billing"], purpose_of_use="HPAYMT")),
-        Caller("researcher", issuer.token(audience, "user/*.rs", sub="quest", fhirUser="Practitioner/quest", roles=["researcher"], purpose_of_use="HRESCH")),
-        Caller("patient app", issuer.token(audience, "patient/*.rs", sub="p1", patient=RECORD, fhirUser=f"Patient/{RECORD}")),
+        staff("clinician", "dr-reed", "TREAT"),
+        staff("nurse", "nurse-vale", "TREAT"),
+        staff("billing", "penny", "HPAYMT"),
+        staff("researcher", "quest", "HRESCH"),
+        Caller("patient app", own),
         Caller("stranger", ""),
-    ]  # fmt: skip
+    ]
 
 
 class Walk:
@@ -90,7 +97,11 @@ class Walk:
 
     async def _questions(self) -> list[str]:
         told = []
-        for path in ("Patient?identifier=http://hl7.org/fhir/sid/us-ssn|900-00-0000", "Patient?phone=555", "Patient?_sort=birthdate"):
+        for path in (
+            "Patient?identifier=http://hl7.org/fhir/sid/us-ssn|900-00-0000",
+            "Patient?phone=555",
+            "Patient?_sort=birthdate",
+        ):
             for person in self._people[1:4]:
                 answer = await self.get(self._base, path.replace("|", "%7C"), person.token)
                 reason = ""

@@ -78,10 +78,9 @@ def type_of(name: str) -> Type | None:
 
 
 def _element(name: str, cells: list[Any]) -> Element:
-    kind, minimum, maximum, flags, choice, targets, binding = [*cells, *_PADDING[len(cells) :]]
-    return Element(
-        name, kind, minimum, maximum == "*", "m" in flags, "s" in flags, choice, tuple(targets), binding
-    )
+    full: list[Any] = [*cells, *_PADDING[len(cells) :]]
+    kind, minimum, maximum, flags, choice, targets, binding = full
+    return Element(name, kind, minimum, maximum == "*", "m" in flags, "s" in flags, choice, tuple(targets), binding)
 
 
 _PADDING = ["", 0, "1", "", "", [], ""]
@@ -98,5 +97,3 @@ def pattern_of(primitive: str) -> str | None:
 def codes_of(binding: str) -> frozenset[str]:
     """The codes of a required value set that the tables enumerate."""
     return frozenset(tables()["codes"].get(binding, ()))
-
-

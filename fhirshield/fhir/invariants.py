@@ -68,9 +68,7 @@ ANY_OF: dict[str, tuple[tuple[str, ...], ...]] = {
     "MeasureReport.group.stratifier.stratum": (("value", "component"),),  # mrp-2
     "MedicationAdministration.dosage": (("dose", "rate"),),  # mad-1
     "MessageDefinition.focus": (("max",),),  # md-1
-    "MolecularSequence.referenceSeq": (
-        ("genomeBuild", "referenceSeqId", "referenceSeqPointer", "referenceSeqString"),
-    ),  # msq-6
+    "MolecularSequence.referenceSeq": (("genomeBuild", "referenceSeqId", "referenceSeqPointer", "referenceSeqString"),),  # msq-6
     "Observation.referenceRange": (("low", "high", "text"),),  # obs-3
     "OperationDefinition.parameter": (("type", "part"),),  # opd-1
     "Organization": (("identifier", "name"),),  # org-1

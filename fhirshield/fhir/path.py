@@ -22,10 +22,10 @@ from typing import Any
 
 from jsonpath_ng import Child, Descendants, Fields, Index, Root, Slice, This
 from jsonpath_ng.exceptions import JSONPathError
-from jsonpath_ng.ext import parse as _parse_jsonpath
 from jsonpath_ng.ext.filter import And as _And
 from jsonpath_ng.ext.filter import Expression, Filter
 from jsonpath_ng.ext.filter import Or as _Or
+from jsonpath_ng.ext.parser import parse as _parse_jsonpath
 from jsonpath_ng.jsonpath import Wildcard
 
 from fhirshield.errors import PathError
@@ -167,9 +167,7 @@ def _segment(node: Any, text: str) -> Segment:
     if isinstance(node, Fields):
         return Name(tuple(str(name) for name in node.fields))
     if isinstance(node, Index | Slice):
-        raise PathError(
-            f"`{text}` picks entries by position", "positions differ between resources: use `[*]` or a filter"
-        )
+        raise PathError(f"`{text}` picks entries by position", "positions differ between resources: use `[*]` or a filter")
     if isinstance(node, Filter):
         return Where(_conjunction(node.expressions, text))
     raise PathError(f"`{text}` uses `{type(node).__name__}`, which is not part of RFC 9535", "use names and filters")
@@ -236,9 +234,7 @@ def _walk(segments: tuple[Segment, ...], start: str, text: str, *, singular: boo
                 for name in segment.names:
                     element = _child(current, name, text)
                     if singular and element.many and (index < len(segments) - 1 or element.many):
-                        raise PathError(
-                            f"`{text}` compares `{name}`, which repeats", f"test an entry: `@.{name}[?@.x=='y']`"
-                        )
+                        raise PathError(f"`{text}` compares `{name}`, which repeats", f"test an entry: `@.{name}[?@.x=='y']`")
                     following.append(((*chain, element), (*owners, current), element.many))
             else:
                 if not array:
@@ -376,9 +372,7 @@ Step = tuple[str, ...] | Predicate | None
 
 
 def _steps(segments: tuple[Segment, ...]) -> tuple[Step, ...]:
-    return tuple(
-        s.names if isinstance(s, Name) else predicate(s.expression) if isinstance(s, Where) else None for s in segments
-    )
+    return tuple(s.names if isinstance(s, Name) else predicate(s.expression) if isinstance(s, Where) else None for s in segments)
 
 
 def select(node: Any, root: Any, steps: tuple[Step, ...]) -> Iterator[Any]:

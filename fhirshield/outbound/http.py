@@ -33,9 +33,7 @@ class Response:
 class Client(Protocol):
     """Sends one request and reads one answer. Raises Unavailable for everything that is not a whole answer."""
 
-    async def send(
-        self, method: str, origin: str, target: str, headers: Mapping[str, str], body: bytes | None = None
-    ) -> Response:
+    async def send(self, method: str, origin: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
         """``origin`` is scheme and authority, ``target`` path and query, both percent-encoded."""
         ...
 
@@ -59,9 +57,7 @@ class AioHttpClient:
             max_field_size=16384,
         )
 
-    async def send(
-        self, method: str, origin: str, target: str, headers: Mapping[str, str], body: bytes | None = None
-    ) -> Response:
+    async def send(self, method: str, origin: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
         """See Client."""
         if not _TARGET.match(target) or _REFUSED.search(target):
             raise Unavailable("a target that may not be sent")

@@ -66,9 +66,17 @@ def interaction_of(method: str, segments: tuple[str, ...], parameters: list[Para
     for shape in (_base, _type, _instance):
         found = shape(verb, segments, is_id)
         if found:
-            kind, rest = found
+            kind, place = found
             return Interaction(
-                kind, **rest, parameters=tuple(parameters), head=head, by_post=verb == "POST" and "search" in kind
+                kind,
+                type=place.get("type", ""),
+                id=place.get("id", ""),
+                version=place.get("version", ""),
+                operation=place.get("operation", ""),
+                compartment=place.get("compartment", ""),
+                parameters=tuple(parameters),
+                head=head,
+                by_post=verb == "POST" and "search" in kind,
             )
     raise malformed("no FHIR interaction has this method and path")
 
@@ -80,7 +88,8 @@ def _base(verb: str, segments: tuple[str, ...], is_id: Ids) -> Found:
     if segments == (".well-known", "smart-configuration"):
         return (Kind.SMART_CONFIGURATION, {}) if verb == "GET" else None
     if not segments:
-        return {"GET": (Kind.SEARCH_SYSTEM, {}), "POST": (Kind.BATCH, {})}.get(verb)  # type: ignore[return-value]
+        whole = {"GET": Kind.SEARCH_SYSTEM, "POST": Kind.BATCH}.get(verb)
+        return (whole, {}) if whole else None
     if len(segments) == 1:
         only = segments[0]
         if _OPERATION.match(only) and verb in {"GET", "POST"}:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,9 +174,7 @@ class Redactor:
 
     def _searchset(self, answer: Answer, work: _Work) -> View:
         permit = work.permit
-        entries = [
-            made for entry in answer.resource.get("entry", ()) if (made := self._entry(entry, work)) is not None
-        ]
+        entries = [made for entry in answer.resource.get("entry", ()) if (made := self._entry(entry, work)) is not None]
         bundle: dict[str, Any] = {
             "resourceType": "Bundle",
             "type": "searchset",
@@ -268,5 +265,3 @@ def _silence_sections(node: dict[str, Any]) -> None:
 
 def _add(counts: dict[str, int], name: str) -> None:
     counts[name] = counts.get(name, 0) + 1
-
-

@@ -35,7 +35,11 @@ def _visit(
     spot: Spot, path: tuple[str, ...], subjects: frozenset[tuple[str, ...]], naming: Naming, deep: bool, changes: list[Change]
 ) -> None:
     owner = spot.object
-    if spot.type == "Reference" and spot.element is not None and ("display" in owner or "identifier" in owner or "_display" in owner):
+    if (
+        spot.type == "Reference"
+        and spot.element is not None
+        and ("display" in owner or "identifier" in owner or "_display" in owner)
+    ):
         _reference(spot, path in subjects, naming, changes)
     for name, element in _everything(spot) if deep else ways(spot.type):
         value = owner.get(name)

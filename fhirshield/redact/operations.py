@@ -20,7 +20,7 @@ from fhirshield.model import Generalize, Hash, Mask, Operation, Remove, Replace
 
 STARS = "********"
 SPARSE_ZIP3 = frozenset(
-    "036 059 063 102 203 556 692 790 821 823 830 831 878 879 884 890 893".split()
+    ["036", "059", "063", "102", "203", "556", "692", "790", "821", "823", "830", "831", "878", "879", "884", "890", "893"]
 )  # fmt: skip
 """Three-digit ZIP areas of 20,000 people or fewer (US census 2000, in HHS's guidance on 45 CFR 164.514(b)): shown as 000."""
 

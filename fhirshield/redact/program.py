@@ -21,7 +21,6 @@ from fhirshield.fhir.path import Each, Name, Predicate, Segment, Where, predicat
 from fhirshield.model import Obligation, Operation, Remove
 from fhirshield.redact.operations import REMOVED, Tools, apply, merge
 
-
 MISSHAPEN = "misshapen"
 """Counted as the rule where an element has not the shape that R4 gives it and so cannot be looked into: it goes."""
 
@@ -190,7 +189,8 @@ def _change(spot: Spot, element: Element, index: int | None, operation: Operatio
     values = owner.get(name)
     value = values[index] if type(values) is list and index < len(values) else None
     if type(values) is not list and index == 0:
-        return _change(spot, element, None, operation, tools, mend)
+        _change(spot, element, None, operation, tools, mend)
+        return
     shown = REMOVED if value is None or type(value) in {dict, list} else apply(operation, value, tools)
     if type(values) is list and index < len(values):
         values[index] = shown
@@ -198,7 +198,6 @@ def _change(spot: Spot, element: Element, index: int | None, operation: Operatio
     if type(sibling) is list and index < len(sibling):
         sibling[index] = REMOVED if shown is REMOVED else None
     mend.touch(spot, name)
-    return None
 
 
 # --- mend -------------------------------------------------------------------------------------------------------------
@@ -276,9 +275,7 @@ def _compact(owner: dict[str, Any], name: str) -> None:
         first = values if type(values) is list else []
         second = sibling if type(sibling) is list else []
         length = max(len(first), len(second))
-        pairs = [
-            (first[i] if i < len(first) else None, second[i] if i < len(second) else None) for i in range(length)
-        ]
+        pairs = [(first[i] if i < len(first) else None, second[i] if i < len(second) else None) for i in range(length)]
         kept = [(v, s) for v, s in pairs if v is not REMOVED and s is not REMOVED]
         _keep(owner, name, [v for v, _ in kept])
         _keep(owner, "_" + name, [s for _, s in kept])

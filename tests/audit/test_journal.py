@@ -180,10 +180,14 @@ async def test_half_a_write_is_cut_back(tmp_path: Path, monkeypatch: pytest.Monk
 
 async def test_a_slow_disk_refuses_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-
     made = journal(tmp_path, patience=0.05)
     original = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda descriptor: (time.sleep(0.3), original(descriptor)))
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.3)
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
     with pytest.raises(Unavailable):
         await made.record({}, "d")
     await made.close()
@@ -205,7 +209,6 @@ async def test_a_flood_of_strangers_is_counted_not_kept(tmp_path: Path) -> None:
     made = journal(tmp_path)
     clock = [0.0]
     quota = Quota(made, lambda: clock[0])
-
 
     situation = Situation("/fhir", "", (), dt.datetime(2026, 1, 5, tzinfo=dt.UTC), "203.0.113.9", "d", None, "")
     for _ in range(5000):

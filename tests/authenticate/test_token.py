@@ -242,7 +242,6 @@ async def test_good_keys_outlive_their_issuer_for_a_while() -> None:
 
 async def test_many_who_wait_fetch_once() -> None:
 
-
     class Slow(Source):
         async def fetch(self) -> list[Any]:
             await asyncio.sleep(0.01)
@@ -252,8 +251,6 @@ async def test_many_who_wait_fetch_once() -> None:
     keys = Keys(source, clock=lambda: 1000.0)
     found = await asyncio.gather(*(keys.candidates("ec") for _ in range(30)))
     assert source.fetched == 1 and all(found)
-
-
 
 
 @pytest.mark.parametrize(
@@ -266,7 +263,7 @@ async def test_many_who_wait_fetch_once() -> None:
     ],
 )  # fmt: skip
 async def test_unusable_keys_are_skipped_and_the_rest_serve(raw: Any) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         usable(raw)
     source = Source(raw, public(EC))
     await accepted(token(), source=source)

@@ -98,15 +98,12 @@ def queries(depth: int) -> st.SearchStrategy[str]:
         st.lists(st.sampled_from([" && ", " || "]), min_size=3, max_size=3),
     )
     expression = st.builds(lambda e: e.rstrip(" &|"), expression)
-    segment = st.one_of(
-        KEYS.map(lambda k: f".{k}"), st.just("[*]"), expression.map(lambda e: f"[?{e}]"), st.just("['a','b']")
-    )
+    segment = st.one_of(KEYS.map(lambda k: f".{k}"), st.just("[*]"), expression.map(lambda e: f"[?{e}]"), st.just("['a','b']"))
     return st.lists(segment, min_size=1, max_size=depth).map(lambda parts: "$" + "".join(parts))
 
 
 def comparisons_are_typed(query: str, document: Any) -> bool:
     """Whether no comparison of this query meets a missing or ill-typed operand: there RFC 9535 is not followed."""
-
 
     original = module._kind
     kinds: list[str | None] = []

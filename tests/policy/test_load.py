@@ -103,7 +103,9 @@ def test_faults_in_who(who: str, word: str) -> None:
 def test_faults_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("rules: [{id: a, who: {roles: [x]}, allow: {interactions: [fly], resources: [Patient]}}]")
     (tmp_path / "b.yaml").write_text("rules: [\n")
-    (tmp_path / "c.yaml").write_text("rules:\n  - {id: c, who: {roles: [x]}, redact: [{resources: [Patient], path: $.x, with: remove}]}\n")
+    (tmp_path / "c.yaml").write_text(
+        "rules:\n  - {id: c, who: {roles: [x]}, redact: [{resources: [Patient], path: $.x, with: remove}]}\n"
+    )
     with pytest.raises(OperatorError) as caught:
         load(tmp_path)
     assert [Path(f.where.rpartition(":")[0]).name for f in caught.value.faults] == ["a.yaml", "b.yaml", "c.yaml"]

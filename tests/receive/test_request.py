@@ -14,9 +14,7 @@ from fhirshield.receive import Receiver, Request
 from fhirshield.ring import Ring
 from fhirshield.settings import Credential, Upstream
 
-UPSTREAM = Upstream(
-    "/fhir", "https://up.example/fhir", ("i",), ("i",), Credential(), 1, 1, ("a",), ("https://app.example",), 64
-)
+UPSTREAM = Upstream("/fhir", "https://up.example/fhir", ("i",), ("i",), Credential(), 1, 1, ("a",), ("https://app.example",), 64)
 RECEIVER = Receiver(UPSTREAM, "https://shield.example", Ring(b"k" * 32))
 NOW = dt.datetime(2026, 1, 5, tzinfo=dt.UTC)
 

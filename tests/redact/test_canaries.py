@@ -23,7 +23,7 @@ from fhirshield.model import Generalize, Hash, Mask, Obligation, Operation, Remo
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import loads
 from fhirshield.policy.operations import check_fit
-from fhirshield.policy.rule import Grant, Rule, Rules, Who
+from fhirshield.policy.rule import Rule, Rules, Who
 from fhirshield.redact.operations import Tools
 from fhirshield.rehearsal import Stage, principal_from
 from tests.parts import FULL

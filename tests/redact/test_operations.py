@@ -16,7 +16,13 @@ from fhirshield.redact.operations import REMOVED, Tools, apply, merge
 TOOLS = Tools(dt.date(2026, 1, 5), lambda value: "digest")
 
 OPERATIONS = st.one_of(
-    st.builds(lambda f, la, k, extra: Mask(f, la, k, 2 * (f + la) + extra), st.integers(0, 4), st.integers(0, 4), st.booleans(), st.integers(0, 3)),
+    st.builds(
+        lambda f, la, k, extra: Mask(f, la, k, 2 * (f + la) + extra),
+        st.integers(0, 4),
+        st.integers(0, 4),
+        st.booleans(),
+        st.integers(0, 3),
+    ),
     st.just(Hash()),
     st.builds(Replace, st.sampled_from(['"a"', '"b"'])),
     st.builds(Remove, st.booleans()),
@@ -81,7 +87,9 @@ def test_a_mask_hides_at_least_half(value: str, first: int, last: int, keep: boo
 
 @given(st.text(alphabet="abcdefgh", min_size=0, max_size=20), st.data())
 def test_two_masks_show_what_both_show(value: str, data: st.DataObject) -> None:
-    masks = [Mask(f, la, True, 2 * (f + la)) for f, la in (data.draw(st.tuples(st.integers(0, 4), st.integers(0, 4))) for _ in range(2))]
+    masks = [
+        Mask(f, la, True, 2 * (f + la)) for f, la in (data.draw(st.tuples(st.integers(0, 4), st.integers(0, 4))) for _ in range(2))
+    ]
     one, two = (apply(mask, value, TOOLS) for mask in masks)
     both = apply(merge(*masks), value, TOOLS)
     for position, char in enumerate(both):

@@ -29,7 +29,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 def random_obligations(generator: Generator, name: str, most: int) -> list[Obligation]:
     """Obligations that load: random paths with random filters, random operations that fit."""
-    found = []
+    found: list[Obligation] = []
     for _ in range(most * 6):
         if len(found) == most:
             break
