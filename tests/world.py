@@ -115,7 +115,7 @@ async def world(
         for application, listener in ((watched, sockets[0]), (issuer, sockets[1]), (build(loaded), sockets[2])):
             await stack.enter_async_context(serving(application, listener, server_options(loaded)))
         session = await stack.enter_async_context(
-            aiohttp.ClientSession(skip_auto_headers=("User-Agent", "Accept"), auto_decompress=False)
+            aiohttp.ClientSession(skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"), auto_decompress=False)
         )
         yield World(url, upstream_url, issuer, store, folder, session, seen)
 
