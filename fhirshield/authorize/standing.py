@@ -5,6 +5,7 @@ A standing depends on the rules that apply and on the scopes, not on who exactly
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -101,7 +102,7 @@ class Standing:
                 self.naming,
                 marked=bool(obligations),
                 silent=bool(obligations) or (has_subject(name) and bool(self._obligations("Patient"))),
-                label="\n".join(f"{o.rule} {o.path.text} {o.operation}" for o in obligations).encode(),
+                label=hashlib.sha256("\n".join(f"{o.rule} {o.path.text} {o.operation}" for o in obligations).encode()).digest(),
             ),
         )
 

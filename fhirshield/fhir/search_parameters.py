@@ -99,6 +99,8 @@ Reader = Callable[[Any], list[Typed]]
 
 def reader(ways: tuple[Way, ...]) -> Reader:
     """A function from a resource to the values at these paths, each with its datatype; absent values yield nothing."""
+    if len(ways) == 1 and len(ways[0].steps) == 1 and not ways[0].steps[0][1]:
+        return _single(ways[0].steps[0][0], ways[0].datatype)
     compiled = [(way.steps, way.datatype) for way in ways]
 
     def read(resource: Any) -> list[Typed]:
@@ -113,6 +115,19 @@ def reader(ways: tuple[Way, ...]) -> Reader:
                 for node in nodes:
                     found.append((datatype, node))
         return found
+
+    return read
+
+
+def _single(name: str, datatype: str) -> Reader:
+    """The common case: one element of the resource itself."""
+    sibling = "_" + name
+
+    def read(resource: Any) -> list[Typed]:
+        value = resource.get(name)
+        if value is None:
+            return [(datatype, None)] if sibling in resource else []
+        return [(datatype, one) for one in value] if type(value) is list else [(datatype, value)]
 
     return read
 

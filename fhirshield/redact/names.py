@@ -32,27 +32,31 @@ def find(root: Spot, naming: Naming, deep: bool, changes: list[Change]) -> None:
 
 
 def _visit(
-    spot: Spot, path: tuple[str, ...], subjects: frozenset[tuple[str, ...]], naming: Naming, deep: bool, changes: list[Change]
+    spot: Spot,
+    path: tuple[str, ...],
+    subjects: frozenset[tuple[str, ...]],
+    naming: Naming,
+    deep: bool,
+    changes: list[Change],
 ) -> None:
     owner = spot.object
-    if (
-        spot.type == "Reference"
-        and spot.element is not None
-        and ("display" in owner or "identifier" in owner or "_display" in owner)
-    ):
+    if spot.type == "Reference":
         _reference(spot, path in subjects, naming, changes)
     for name, element in _everything(spot) if deep else ways(spot.type):
         value = owner.get(name)
         if value is None:
             continue
-        below = (*path, name) if len(path) < 3 else path
-        if type(value) is dict:
-            _visit(Spot(value, element.type, spot.depth + 1, spot, element, None), below, subjects, naming, deep, changes)
-        elif type(value) is list:
-            for index, entry in enumerate(value):
-                if type(entry) is dict:
-                    one = Spot(entry, element.type, spot.depth + 1, spot, element, index)
-                    _visit(one, below, subjects, naming, deep, changes)
+        for index, entry in enumerate(value) if type(value) is list else ((None, value),):
+            if type(entry) is dict and (deep or _holds(element.type, entry)):
+                one = Spot(entry, element.type, spot.depth + 1, spot, element, index)
+                _visit(one, (*path, name), subjects, naming, deep, changes)
+
+
+def _holds(name: str, value: dict[str, Any]) -> bool:
+    """Whether an object of this type has anything that names another, at the first glance."""
+    if name == "Reference":
+        return "display" in value or "identifier" in value or "_display" in value
+    return any(way[0] in value for way in ways(name))
 
 
 def _everything(spot: Spot) -> list[Way]:

@@ -11,7 +11,7 @@ The tree of a program is data (closures over constants), not generated code: no 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fhirshield.fhir.absent import absent, has_absent_form, marker
@@ -42,21 +42,32 @@ class Spot:
     index: int | None
     """Its place where that element repeats."""
 
+    @property
+    def delicate(self) -> bool:
+        """Whether this type's invariants speak of what stands beside what."""
+        return self.type in REQUIRES or self.type in ANY_OF
+
 
 Change = tuple[Spot, Element, int | None, Operation, str]
 """(object, element of it, index where it repeats, operation, rule)"""
 
 
-@dataclass(slots=True)
 class Node:
     """What to do at an element: operations on its value or its entries, and where to go on."""
 
-    element: Element | None = None
-    whole: list[tuple[Operation, str]] = field(default_factory=list)
-    """On the element as it stands (for a repeating one, all of it)."""
-    entries: list[tuple[Predicate | None, list[tuple[Operation, str]], dict[str, Node]]] = field(default_factory=list)
-    """For a repeating element: which entries, what on each, and where to go on below them."""
-    children: dict[str, Node] = field(default_factory=dict)
+    __slots__ = ("children", "element", "entries", "sibling", "whole")
+
+    def __init__(self, element: Element) -> None:
+        self.element = element
+        self.sibling = "_" + element.name
+        self.whole: list[tuple[Operation, str]] = []
+        """On the element as it stands (for a repeating one, all of it)."""
+        self.entries: list[Step] = []
+        """For a repeating element: which entries, what on each, and where to go on below them."""
+        self.children: dict[str, Node] = {}
+
+
+Step = tuple[Predicate | None, list[tuple[Operation, str]], dict[str, Node]]
 
 
 class Program:
@@ -64,9 +75,9 @@ class Program:
 
     def __init__(self, resource_type: str, obligations: tuple[Obligation, ...]) -> None:
         self._type = resource_type
-        self._root = Node()
+        self._children: dict[str, Node] = {}
         for obligation in obligations:
-            self._add(self._root.children, resource_type, obligation.path.segments, obligation)
+            self._add(self._children, resource_type, obligation.path.segments, obligation)
 
     def _add(self, children: dict[str, Node], owner: str, segments: tuple[Segment, ...], obligation: Obligation) -> None:
         step, rest = segments[0], segments[1:]
@@ -91,7 +102,7 @@ class Program:
     def find(self, resource: dict[str, Any], changes: list[Change]) -> Spot:
         """Follow every path; add what is to be changed. Returns the spot of the resource itself."""
         root = Spot(resource, self._type, 0, None, None, None)
-        _visit(root, self._root.children, resource, changes)
+        _visit(root, self._children, resource, changes)
         return root
 
 
@@ -110,10 +121,9 @@ def _visit(spot: Spot, children: dict[str, Node], root: dict[str, Any], changes:
     owner = spot.object
     for name, node in children.items():
         value = owner.get(name)
-        if value is None and "_" + name not in owner:
+        if value is None and node.sibling not in owner:
             continue
         element = node.element
-        assert element is not None
         for operation, rule in node.whole:
             changes.append((spot, element, None, operation, rule))
         if node.children and value is not None:
@@ -122,14 +132,15 @@ def _visit(spot: Spot, children: dict[str, Node], root: dict[str, Any], changes:
                 _visit(below, node.children, root, changes)
             else:
                 changes.append((spot, element, None, Remove(), MISSHAPEN))
-        for test, operations, deeper in node.entries:
-            _entries(spot, element, value, (test, operations, deeper), root, changes)
+        for step in node.entries:
+            _entries(spot, node, value, step, root, changes)
 
 
-def _entries(spot: Spot, element: Element, value: Any, step: Any, root: dict[str, Any], changes: list[Change]) -> None:
+def _entries(spot: Spot, node: Node, value: Any, step: Step, root: dict[str, Any], changes: list[Change]) -> None:
     test, operations, deeper = step
+    element = node.element
     entries = value if type(value) is list else [value] if value is not None else []
-    sibling = spot.object.get("_" + element.name)
+    sibling = spot.object.get(node.sibling)
     if type(sibling) is list and len(sibling) > len(entries):
         entries = entries + [None] * (len(sibling) - len(entries))
     for index, entry in enumerate(entries):
@@ -137,9 +148,11 @@ def _entries(spot: Spot, element: Element, value: Any, step: Any, root: dict[str
             continue
         for operation, rule in operations:
             changes.append((spot, element, index, operation, rule))
-        if deeper and type(entry) is dict:
+        if not deeper:
+            continue
+        if type(entry) is dict:
             _visit(Spot(entry, element.type, spot.depth + 1, spot, element, index), deeper, root, changes)
-        elif deeper and entry is not None:
+        elif entry is not None:
             changes.append((spot, element, index, Remove(), MISSHAPEN))
 
 
@@ -150,10 +163,10 @@ def carry_out(changes: list[Change], tools: Tools, count: Callable[[str], None])
     """Change and mend. Raises ResourceDropped."""
     merged: dict[tuple[int, str, int | None], Change] = {}
     for change in changes:
-        spot, element, index, operation, rule = change
-        key = (id(spot.object), element.name, index)
-        known = merged.get(key)
-        merged[key] = change if known is None else (spot, element, index, merge(known[3], operation), known[4])
+        key = (id(change[0].object), change[1].name, change[2])
+        known = merged.setdefault(key, change)
+        if known is not change:
+            merged[key] = (*known[:3], merge(known[3], change[3]), known[4])
     mend = Mend()
     for spot, element, index, operation, rule in merged.values():
         count(rule)
@@ -176,28 +189,30 @@ def _droppable(spot: Spot, element: Element, index: int | None, rule: str) -> tu
 
 def _change(spot: Spot, element: Element, index: int | None, operation: Operation, tools: Tools, mend: Mend) -> None:
     owner, name = spot.object, element.name
-    if index is None:
-        value = owner.get(name)
-        shown = REMOVED if value is None or type(value) in {dict, list} else apply(operation, value, tools)
-        owner.pop("_" + name, None)
-        if shown is REMOVED:
-            owner.pop(name, None)
+    value = owner.get(name)
+    if index is None or (index == 0 and type(value) is not list and value is not None):
+        if "_" + name in owner:
+            del owner["_" + name]
+        if type(operation) is not Remove and value is not None and type(value) is not dict and type(value) is not list:
+            shown = apply(operation, value, tools)
+            if shown is not REMOVED:
+                owner[name] = shown
+                return
+        owner.pop(name, None)
+        if not owner or element.min or spot.delicate or (len(owner) == 1 and "id" in owner):
             mend.touch(spot, name)
-        else:
-            owner[name] = shown
         return
-    values = owner.get(name)
-    value = values[index] if type(values) is list and index < len(values) else None
-    if type(values) is not list and index == 0:
-        _change(spot, element, None, operation, tools, mend)
-        return
-    shown = REMOVED if value is None or type(value) in {dict, list} else apply(operation, value, tools)
-    if type(values) is list and index < len(values):
-        values[index] = shown
+    within = type(value) is list and index < len(value)
+    one = value[index] if within else None
+    shown = REMOVED if one is None or type(one) in (dict, list) else apply(operation, one, tools)
+    if within:
+        value[index] = shown
     sibling = owner.get("_" + name)
     if type(sibling) is list and index < len(sibling):
         sibling[index] = REMOVED if shown is REMOVED else None
-    mend.touch(spot, name)
+        mend.touch(spot, name)
+    elif shown is REMOVED:
+        mend.touch(spot, name)
 
 
 # --- mend -------------------------------------------------------------------------------------------------------------

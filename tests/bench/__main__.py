@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import re
@@ -138,7 +139,16 @@ class Bench:
         home.mkdir()
         user = "user root;" if os.getuid() == 0 else ""
         (home / "nginx.conf").write_text(NGINX_CONF % {"home": home, "user": user, "body": body.replace("PORT", str(port))})
-        command = ["taskset", "-c", core, shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(home / "nginx.conf"), "-p", str(home)]
+        command = [
+            "taskset",
+            "-c",
+            core,
+            shutil.which("nginx") or "/usr/sbin/nginx",
+            "-c",
+            str(home / "nginx.conf"),
+            "-p",
+            str(home),
+        ]
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
         self.stack.callback(_end, process)
         self.processes[name] = (port, process.pid)
@@ -200,6 +210,8 @@ def codec_cost(files: Path) -> dict[str, float]:
     """CPU microseconds to decode and encode one document, pinned, median of five rounds."""
     os.sched_setaffinity(0, {int(PROXY_CORE)})
     found = {}
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
     for what, folder in (("Patient", "patients"), ("Bundle", "bundles")):
         bodies = [path.read_bytes() for path in sorted((files / folder).iterdir())[:200]]
         times = []

@@ -161,7 +161,9 @@ def rules(count: int) -> dict[str, Any]:
         resource = "Patient" if number % 3 != 1 else "Encounter"
         if path == "$.link":
             path = "$.length"
-        found.append({"id": f"f{number}", "who": {"roles": [role]}, "redact": [{"resources": [resource], "path": path, "with": "remove"}]})
+        found.append(
+            {"id": f"f{number}", "who": {"roles": [role]}, "redact": [{"resources": [resource], "path": path, "with": "remove"}]}
+        )
         number += 1
     return {"rules": found}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-import httpx2
+import httpx  # noqa: TID251 - the peer that is measured
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 UPSTREAM = os.environ["BENCH_UPSTREAM"]
-client = httpx2.AsyncClient(limits=httpx2.Limits(max_connections=100), trust_env=False)
+client = httpx.AsyncClient(limits=httpx.Limits(max_connections=100), trust_env=False)
 
 
 async def forward(request: Request) -> Response:

@@ -46,7 +46,11 @@ def main() -> None:
         mapper("subject", "oidc-sub-mapper"),
         mapper("audience", "oidc-audience-mapper", included_custom_audience=AUDIENCE),
         mapper(
-            "roles", "oidc-usermodel-realm-role-mapper", claim_name="realm_access.roles", multivalued="true", jsonType_label="String"
+            "roles",
+            "oidc-usermodel-realm-role-mapper",
+            claim_name="realm_access.roles",
+            multivalued="true",
+            jsonType_label="String",
         ),
         attribute("patient", "patient_id"),
         attribute("fhirUser", "fhir_user"),
