@@ -1,0 +1,388 @@
+"""Settings: every accepted key changes a decision or an output; every fault is told at once; nothing is accepted in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from joserfc.jwk import ECKey
+
+from fhirshield.document import schema_of
+from fhirshield.errors import OperatorError
+from fhirshield.settings import NOT_YET, load
+from tests.test_shield import NURSE, upstream_saying
+from tests.world import OPEN, World, merged, world
+
+PLAIN: dict[str, Any] = {
+    "public_url": "https://shield.example",
+    "issuers": {"demo": {"issuer": "https://idp.example", "jwks_url": "https://idp.example/jwks", "profile": "smart"}},
+    "upstreams": [{"path": "/fhir", "url": "https://up.example/fhir", "issuers": ["demo"]}],
+    "rules": "rules.yaml",
+    "audit": {"journal": "audit"},
+}
+
+
+def leaves(schema: Any, root: Any, path: str = "") -> Iterator[str]:
+    """Every key that the schema accepts, dotted; maps by ``*``."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
+    inner = {**schema.get("properties", {})}
+    if isinstance(schema.get("additionalProperties"), dict):
+        inner["*"] = schema["additionalProperties"]
+    if "items" in schema and ("properties" in schema["items"] or "$ref" in schema["items"]):
+        inner["[]"] = schema["items"]
+    if not inner:
+        yield path
+    for key, child in inner.items():
+        yield from leaves(child, root, f"{path}.{key}".lstrip("."))
+
+
+def write(folder: Path, changes: Any) -> Path:
+    path = folder / "fhirshield.yaml"
+    path.write_text(yaml.safe_dump(merged(PLAIN, changes)))
+    return path
+
+
+# --- each key has an effect ---------------------------------------------------------------------------------------------
+
+Effect = Callable[[Path], Awaitable[None]]
+
+
+async def status(folder: Path, settings: Any, path: str = "/Patient/pat-1", rules: Any = None, **claims: Any) -> int:
+    folder.mkdir(exist_ok=True)
+    async with world(folder, rules, settings) as here:
+        return (await here.ask(path, here.token(**claims))).status
+
+
+async def told(folder: Path, changes: Any) -> Any:
+    """The loaded value of settings, for keys whose effect is where the shield listens or writes."""
+    return await asyncio.to_thread(load, write(folder, changes))
+
+
+async def _listen(folder: Path) -> None:
+    assert (await told(folder, {"listen": "0.0.0.0:9"})).port == 9
+
+
+async def _public_url(folder: Path) -> None:
+    async with world(folder) as here:
+        assert (await here.ask("/Patient/pat-1", here.token())).headers["content-location"].startswith(here.url)
+
+
+async def _issuer(folder: Path) -> None:
+    assert await status(folder, {"issuers": {"demo": {"issuer": "https://other.example"}}}) == 401
+
+
+async def _jwks_url(folder: Path) -> None:
+    assert await status(folder, {"issuers": {"demo": {"jwks_url": "http://127.0.0.1:9/jwks"}}}) == 503
+
+
+async def _jwks_file(folder: Path) -> None:
+    (folder / "keys.json").write_text('{"keys": []}')
+    assert await status(folder, {"issuers": {"demo": {"jwks_url": None, "jwks_file": "keys.json"}}}) == 401
+
+
+async def _algorithms(folder: Path) -> None:
+    assert await status(folder, {"issuers": {"demo": {"algorithms": ["RS256"]}}}) == 401
+
+
+async def _profile(folder: Path) -> None:
+    assert await status(folder, {"issuers": {"demo": {"profile": "keycloak"}}}) == 401
+
+
+async def _claims(folder: Path) -> None:
+    rules = merged(OPEN, {"rules": [{"who": {"unless": "principal.out"}}]})
+    settings = {"issuers": {"demo": {"claims": {"out": "left"}}}}
+    assert await status(folder, settings, rules=rules, left=False) == 200
+    assert await status(folder / "b", settings, rules=rules, left=True) == 403
+
+
+def _role(settings: Any, **claims: Any) -> Effect:
+    async def effect(folder: Path) -> None:
+        rules = merged(OPEN, {"rules": [{"who": {"roles": ["wanted"]}}]})
+        assert await status(folder, {}, rules=rules, **claims) == 403
+        assert await status(folder / "b", {"issuers": {"demo": {"roles": settings}}}, rules=rules, **claims) == 200
+
+    return effect
+
+
+async def _default_purpose(folder: Path) -> None:
+    rules = merged(OPEN, {"rules": [{"who": {"purposes": ["TREAT"]}}]})
+    assert await status(folder, {}, rules=rules) == 403
+    assert await status(folder / "b", {"issuers": {"demo": {"default_purpose": {"demo-app": "TREAT"}}}}, rules=rules) == 200
+
+
+async def _path(folder: Path) -> None:
+    assert await status(folder, {"upstreams": [{"path": "/r4"}]}) == 404
+
+
+async def _url(folder: Path) -> None:
+    async with world(folder, upstream="http://127.0.0.1:9/fhir") as here:
+        assert (await here.ask("/Patient/pat-1", here.token())).status == 502
+
+
+async def _issuers(folder: Path) -> None:
+    other = {"issuer": "https://other.example", "jwks_url": "http://127.0.0.1:9/", "profile": "smart"}
+    assert await status(folder, {"issuers": {"other": other}, "upstreams": [{"issuers": ["other"]}]}) == 401
+
+
+async def _identities(folder: Path) -> None:
+    assert await status(folder, {"upstreams": [{"identities": []}]}) == 403
+
+
+async def _bearer_file(folder: Path) -> None:
+    (folder / "secret").write_text("s3cret\n")
+    async with world(folder, settings={"upstreams": [{"credential": {"bearer_file": "secret"}}]}) as here:
+        await here.ask("/Patient/pat-1", here.token())
+        assert here.seen[-1][2]["authorization"] == "Bearer s3cret"
+        (folder / "secret").unlink()
+        assert (await here.ask("/Patient/pat-1", here.token())).status == 502
+
+
+async def _forward(folder: Path) -> None:
+    async with world(folder, settings={"upstreams": [{"credential": {"forward": True}}]}) as here:
+        token = here.token()
+        await here.ask("/Patient/pat-1", token)
+        assert here.seen[-1][2]["authorization"] == f"Bearer {token}"
+
+
+def _client_credentials(**extra: Any) -> Effect:
+    async def effect(folder: Path) -> None:
+
+        (folder / "client.pem").write_bytes(ECKey.generate_key("P-384").as_pem(private=True))
+        asked: list[bytes] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                return
+            message = await receive()
+            body: bytes = b'{"resourceType":"Patient","id":"pat-1"}'
+            if scope["path"] == "/token":
+                asked.append(message["body"])
+                body = b'{"access_token":"granted","expires_in":300}'
+            else:
+                sent = dict(scope["headers"]).get(b"authorization")
+                assert sent == b"Bearer granted"
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/fhir+json")]})
+            await send({"type": "http.response.body", "body": body})
+
+        async with world(folder, upstream=app) as probe:
+            token_url = probe.upstream.replace("/fhir", "/token")
+            inner = folder / "b"
+            inner.mkdir()
+            (inner / "client.pem").write_bytes((folder / "client.pem").read_bytes())
+            credential = {"token_url": token_url, "client_id": "shield", "key_file": "client.pem", "algorithm": "ES384", **extra}
+            settings = {"upstreams": [{"credential": credential}]}
+            async with world(inner, upstream=app, settings=settings) as here:
+                assert (await here.ask("/Patient/pat-1", here.token())).status == 200
+                assert (await here.ask("/Patient/pat-1", here.token())).status == 200
+            form = asked[0].decode()
+            assert len(asked) == 1 and "client_assertion=" in form and ("scope=system" in form) is ("scope" in extra)
+
+    return effect
+
+
+async def _connect(folder: Path) -> None:
+    assert (await told(folder, {"upstreams": [{"timeout": {"connect": "1500ms"}}]})).upstreams[0].connect_timeout == 1.5
+
+
+async def _answer(folder: Path) -> None:
+    slow = upstream_saying(200, b"{}", delay=0.4)
+    async with world(folder, upstream=slow, settings={"upstreams": [{"timeout": {"answer": "50ms"}}]}) as here:
+        assert (await here.ask("/Patient/pat-1", here.token())).status == 504
+
+
+async def _audience(folder: Path) -> None:
+    assert await status(folder, {"upstreams": [{"audience": ["https://other.example"]}]}) == 401
+
+
+async def _origins(folder: Path) -> None:
+    async with world(folder, settings={"upstreams": [{"origins": ["https://app.example"]}]}) as here:
+        answer = await here.ask("/Patient/pat-1", here.token(), headers={"Origin": "https://app.example"})
+        assert "access-control-allow-origin" in answer.headers
+
+
+async def _id_length(folder: Path) -> None:
+    assert await status(folder, {"upstreams": [{"id_length": 3}]}) == 400
+
+
+async def _rules(folder: Path) -> None:
+    (folder / "others.yaml").write_text("rules: []")
+    assert await status(folder, {"rules": "others.yaml"}) == 403
+
+
+def _written(settings: Any, name: str) -> Effect:
+    async def effect(folder: Path) -> None:
+        async with world(folder, settings=settings) as here:
+            await here.ask("/Patient/pat-1", here.token())
+        assert (folder / name).exists()
+
+    return effect
+
+
+async def _zone(folder: Path) -> None:
+    rules = merged(OPEN, {"rules": [{"who": {"when": "env.hour == 30"}}]})
+    assert await status(folder, {"zone": "Asia/Tokyo"}, rules=rules) == 403
+    assert str((await told(folder, {"zone": "Asia/Tokyo"})).zone) == "Asia/Tokyo"
+
+
+async def _body(folder: Path) -> None:
+    async with world(folder, settings={"limits": {"body": "10B"}}) as here:
+        answer = await here.ask("/Patient/_search", here.token(), "POST", data={"name": "x" * 20})
+        assert answer.status == 413
+
+
+async def _limit_answer(folder: Path) -> None:
+    assert await status(folder, {"limits": {"answer": "100B"}}) == 502
+
+
+async def _entries(folder: Path) -> None:
+    assert await status(folder, {"limits": {"entries": 3}}, "/Patient?_count=3") == 200
+    assert await status(folder / "b", {"limits": {"entries": 3}}, "/Patient?_count=4") == 502
+
+
+async def _concurrency(folder: Path) -> None:
+    slow = upstream_saying(200, b"{}", delay=0.3)
+    async with world(folder, upstream=slow, settings={"limits": {"concurrency": 1}}) as here:
+        answers = await asyncio.gather(*(here.ask("/Patient/pat-1", here.token()) for _ in range(3)))
+        assert sorted(a.status for a in answers) == [502, 503, 503]
+
+
+EFFECTS: dict[str, Effect] = {
+    "listen": _listen,
+    "public_url": _public_url,
+    "issuers.*.issuer": _issuer,
+    "issuers.*.jwks_url": _jwks_url,
+    "issuers.*.jwks_file": _jwks_file,
+    "issuers.*.algorithms": _algorithms,
+    "issuers.*.profile": _profile,
+    "issuers.*.claims.*": _claims,
+    "issuers.*.roles.from": _role({"from": "groups"}, groups=["wanted"]),
+    "issuers.*.roles.clients.*": _role({"clients": {"demo-app": ["wanted"]}}),
+    "issuers.*.roles.fhir_user.*": _role({"fhir_user": {"Practitioner": ["wanted"]}}),
+    "issuers.*.roles.scopes.*": _role({"scopes": {"user/*.rs": ["wanted"]}}),
+    "issuers.*.default_purpose.*": _default_purpose,
+    "upstreams.[].path": _path,
+    "upstreams.[].url": _url,
+    "upstreams.[].issuers": _issuers,
+    "upstreams.[].identities": _identities,
+    "upstreams.[].credential.bearer_file": _bearer_file,
+    "upstreams.[].credential.token_url": _client_credentials(),
+    "upstreams.[].credential.client_id": _client_credentials(),
+    "upstreams.[].credential.key_file": _client_credentials(),
+    "upstreams.[].credential.key_id": _client_credentials(key_id="k1"),
+    "upstreams.[].credential.algorithm": _client_credentials(),
+    "upstreams.[].credential.scope": _client_credentials(scope="system/*.rs"),
+    "upstreams.[].credential.forward": _forward,
+    "upstreams.[].timeout.connect": _connect,
+    "upstreams.[].timeout.answer": _answer,
+    "upstreams.[].audience": _audience,
+    "upstreams.[].origins": _origins,
+    "upstreams.[].id_length": _id_length,
+    "rules": _rules,
+    "audit.journal": _written({"audit": {"journal": "other"}}, "other/journal-00000001.log"),
+    "audit.key_file": _written({"audit": {"key_file": "other.key"}}, "other.key"),
+    "audit.witness": _written({"audit": {"witness": "seen/heads"}}, "seen/heads"),
+    "keys.file": _written({"keys": {"file": "other.ring"}}, "other.ring"),
+    "zone": _zone,
+    "limits.body": _body,
+    "limits.answer": _limit_answer,
+    "limits.entries": _entries,
+    "limits.concurrency": _concurrency,
+}
+
+
+def test_every_accepted_key_has_an_effect_here() -> None:
+    schema = schema_of("settings")
+    assert set(leaves(schema, schema)) == set(EFFECTS)
+
+
+@pytest.mark.parametrize("key", sorted(EFFECTS))
+async def test_each_key_changes_a_decision_or_an_output(tmp_path: Path, key: str) -> None:
+    await EFFECTS[key](tmp_path)
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"nope": 1}, "unknown key `nope`"),
+        ({"public_url": "https://x.example/"}, "public_url"),
+        ({"public_url": "shield"}, "public_url"),
+        ({"listen": "8080"}, "address:port"),
+        ({"issuers": {"demo": {"profile": "azure"}}}, "one of `smart`, `keycloak`"),
+        ({"issuers": {"demo": {"jwks_file": "x"}}}, "issuers.demo"),
+        ({"issuers": {"demo": {"algorithms": ["HS256"]}}}, "one of"),
+        ({"issuers": {"demo": {"algorithms": ["none"]}}}, "one of"),
+        ({"upstreams": [{"issuers": ["other"]}]}, "no issuer `other`"),
+        ({"upstreams": [{"identities": ["other"]}]}, "no issuer `other`"),
+        ({"upstreams": [{"url": "ftp://x"}]}, "http or https"),
+        ({"upstreams": [{"path": "fhir/"}]}, "path"),
+        ({"upstreams": [{"credential": {"bearer": "secret"}}]}, "unknown key `bearer`"),
+        ({"upstreams": [{"timeout": {"answer": "fast"}}]}, "duration"),
+        ({"zone": "Mars/Olympus"}, "not a time zone"),
+        ({"limits": {"body": "16 MB"}}, "size"),
+        ({"rules": None}, "missing `rules`"),
+        ({"audit": None}, "missing `audit`"),
+    ],
+)
+def test_faults(tmp_path: Path, changes: Any, word: str) -> None:
+    with pytest.raises(OperatorError) as caught:
+        load(write(tmp_path, changes))
+    assert word in str(caught.value)
+    assert re.match(r".*fhirshield\.yaml:\d+", str(caught.value))
+
+
+WAITING: dict[tuple[str, ...], Any] = {
+    ("admin",): {"admin": "127.0.0.1:9090"},
+    ("consent",): {"consent": {"default": "deny"}},
+    ("state",): {"state": "redis://x"},
+    ("trusted_proxies",): {"trusted_proxies": []},
+    ("audit", "sinks"): {"audit": {"sinks": []}},
+    ("limits", "depth"): {"limits": {"depth": 64}},
+    ("issuers", "*", "introspection"): {"issuers": {"demo": {"introspection": {}}}},
+    ("upstreams", "*", "introspector"): {"upstreams": [{"introspector": "demo"}]},
+}
+
+
+@pytest.mark.parametrize("key", sorted(NOT_YET))
+def test_keys_whose_engine_is_not_here_say_so(tmp_path: Path, key: tuple[str, ...]) -> None:
+    with pytest.raises(OperatorError) as caught:
+        load(write(tmp_path, WAITING[key]))
+    (fault,) = caught.value.faults
+    assert "not in this version" in fault.message and NOT_YET[key] in fault.message
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError) as caught:
+        load(write(tmp_path, {"zone": 5, "listen": "x", "nope": 1, "limits": {"body": 3}}))
+    assert len(caught.value.faults) == 4
+
+
+def test_secrets_are_only_files() -> None:
+    assert not re.search(r'"(password|secret|bearer|token)"', json.dumps(schema_of("settings")))
+
+
+async def test_two_upstreams_keep_their_audiences_apart(tmp_path: Path) -> None:
+    async with world(tmp_path, NURSE) as first:
+        again = {"path": "/other", "url": first.upstream, "issuers": ["demo"]}
+        inner = tmp_path / "b"
+        inner.mkdir()
+        plain: list[Any] = [{}, again]
+        async with world(inner, NURSE, {"upstreams": plain}) as here:
+            await _apart(here)
+
+
+async def _apart(here: World) -> None:
+    token = here.token(roles=["nurse"])
+    assert (await here.ask("/Patient/pat-1", token)).status == 200
+    assert (await here.ask(f"{here.url}/other/Patient/pat-1", token)).status == 401
+    other = here.token(aud=f"{here.url}/other", roles=["nurse"])
+    assert (await here.ask(f"{here.url}/other/Patient/pat-1", other)).status == 200
