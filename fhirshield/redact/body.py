@@ -93,8 +93,9 @@ class Redactor:
         content = encode(resource)
         if not view.marked:
             return content, ""
-        token = self._ring.digest("view tokens", view.label + content)
-        return content.replace(_PLACE.encode(), token.encode(), 1), token
+        head, _, tail = content.partition(_PLACE.encode())
+        token = self._ring.digest("view tokens", b"".join((view.label, head, tail)))
+        return b"".join((head, token.encode(), tail)), token
 
     def _redact(self, resource: dict[str, Any], applies: int, work: _Work, *, mark: str | None) -> TypeView:
         """Redact in place what one resource and those within it may not show. Raises ResourceDropped, _Unseen.
