@@ -202,11 +202,11 @@ def _change(spot: Spot, element: Element, index: int | None, operation: Operatio
         if not owner or element.min or spot.delicate or (len(owner) == 1 and "id" in owner):
             mend.touch(spot, name)
         return
-    within = type(value) is list and index < len(value)
-    one = value[index] if within else None
+    values: list[Any] = value if type(value) is list else []
+    one = values[index] if index < len(values) else None
     shown = REMOVED if one is None or type(one) in (dict, list) else apply(operation, one, tools)
-    if within:
-        value[index] = shown
+    if index < len(values):
+        values[index] = shown
     sibling = owner.get("_" + name)
     if type(sibling) is list and index < len(sibling):
         sibling[index] = REMOVED if shown is REMOVED else None

@@ -116,7 +116,7 @@ def rules(count: int) -> dict[str, Any]:
         {"id": "allow", "who": {"roles": ["clinician"]}, "allow": grant},
         {"id": "vip", "who": {"roles": ["*"], "unless": "principal.vip_cleared"}, "deny": {"interactions": ["*"], "resources": ["*?_security=VIP"]}},
     ]  # fmt: skip
-    present = [
+    present: list[tuple[str, str, dict[str, Any]]] = [
         ("Patient", f"$.identifier[?@.system=='{SSN}' || @.type.coding[?@.code=='SS']].value", {"with": "mask", "show": {"last": 4}}),
         ("Patient", "$.telecom[*].value", {"with": "mask", "show": {"last": 4}}),
         ("Patient", "$.birthDate", {"with": "generalize", "to": "year"}),
@@ -137,7 +137,7 @@ def rules(count: int) -> dict[str, Any]:
         ("Observation", "$.code.text", {"with": "remove"}),
         ("Observation?status=final", "$.encounter", {"with": "remove"}),
     ]  # fmt: skip
-    absent = [
+    absent: list[tuple[str, str, dict[str, Any]]] = [
         ("Observation?status=amended", "$.bodySite", {"with": "remove"}),
         ("Observation?category=social-history", "$.method", {"with": "remove"}),
         ("Observation?code=11557-6", "$.device", {"with": "remove"}),

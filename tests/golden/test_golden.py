@@ -26,9 +26,7 @@ PRINCIPALS: dict[str, dict[str, Any]] = {
     "patient-app": {"roles": ["patient"], "scopes": "patient/*.rs", "patient": "pat-1", "fhir_user": "Patient/pat-1"},
     "researcher": {"roles": ["researcher"], "purposes": ["HRESCH"]},
 }
-RECORD = [
-    json.loads(json.dumps(r)) for r in generate(12) if "pat-1" in (r["id"], r["id"][:5]) or r["resourceType"] == "Practitioner"
-]
+RECORD = [r for r in generate(12) if f"{r['id']}-".startswith("pat-1-") or r["resourceType"] == "Practitioner"]
 
 
 def bundle(entries: list[Any]) -> str:
