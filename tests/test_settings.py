@@ -302,6 +302,7 @@ def test_every_accepted_key_has_an_effect_here() -> None:
     assert set(leaves(schema, schema)) == set(EFFECTS)
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize("key", sorted(EFFECTS))
 async def test_each_key_changes_a_decision_or_an_output(tmp_path: Path, key: str) -> None:
     await EFFECTS[key](tmp_path)
@@ -352,6 +353,7 @@ WAITING: dict[tuple[str, ...], Any] = {
 }
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize("key", sorted(NOT_YET))
 def test_keys_whose_engine_is_not_here_say_so(tmp_path: Path, key: tuple[str, ...]) -> None:
     with pytest.raises(OperatorError) as caught:

@@ -66,6 +66,7 @@ async def test_an_unrestricted_view_is_the_upstreams_own(tmp_path: Path) -> None
         assert version.json == await here.direct("/Patient/pat-1")
 
 
+@pytest.mark.promise
 async def test_only_what_is_needed_travels_upstream(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         headers = {"X-Evil": "1", "Cookie": "a=b", "X-HTTP-Method-Override": "DELETE", "Forwarded": "for=1", "Accept": "*/*"}
@@ -75,6 +76,7 @@ async def test_only_what_is_needed_travels_upstream(tmp_path: Path) -> None:
         assert set(sent) == {"host", "accept", "accept-encoding"}
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize(
     ("path", "method", "status", "reason"),
     [
@@ -122,6 +124,7 @@ async def test_refusals_say_so_and_are_recorded(tmp_path: Path, path: str, metho
         assert bool(upstream) is (reason == "not-found")
 
 
+@pytest.mark.promise
 async def test_withheld_and_absent_are_one_answer(tmp_path: Path) -> None:
     async with world(tmp_path, NURSE) as here:
         here.store.put('{"resourceType":"Patient","id":"vip","meta":{"security":[{"code":"VIP"}]},"birthDate":"1970"}')
@@ -146,6 +149,7 @@ async def test_no_token_means_401_with_the_right_challenge(tmp_path: Path) -> No
         assert here.seen == []
 
 
+@pytest.mark.promise
 async def test_a_patients_app_sees_the_patients_own_and_nothing_else(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         token = here.token("patient/*.rs", patient="pat-1", fhirUser="Patient/pat-1")
@@ -166,6 +170,7 @@ async def test_a_patients_app_sees_the_patients_own_and_nothing_else(tmp_path: P
         assert (await here.ask("/Observation/other", token)).status == 404
 
 
+@pytest.mark.promise
 async def test_searches_are_filtered_one_by_one_and_never_counted(tmp_path: Path) -> None:
     async with world(tmp_path, NURSE) as here:
         here.store.put('{"resourceType":"Patient","id":"vip","meta":{"security":[{"code":"VIP"}]},"birthDate":"1970"}')
@@ -207,6 +212,7 @@ async def test_pages_lead_on_and_back_by_links_of_ours(tmp_path: Path) -> None:
         assert [e["resource"]["id"] for e in (await here.ask(back, token)).json["entry"]] == pages[0]
 
 
+@pytest.mark.promise
 async def test_a_page_link_is_its_callers_alone(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         url = (await here.ask("/Observation?_count=7", here.token(sub="a"))).json["link"][1]["url"]
@@ -282,6 +288,7 @@ def upstream_saying(status: int, body: bytes, content_type: bytes = b"applicatio
 SECRET = b"SSN 078-05-1120"
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize(
     ("status", "body", "kind", "ours"),
     [
@@ -339,6 +346,7 @@ async def test_compressed_and_oversized_answers_are_refused(tmp_path: Path) -> N
         assert (await here.ask("/Patient/pat-1", here.token())).status == 502
 
 
+@pytest.mark.promise
 async def test_a_journal_that_cannot_write_means_503_and_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(tmp_path) as here:
         token = here.token()
@@ -355,6 +363,7 @@ async def test_a_journal_that_cannot_write_means_503_and_no_data(tmp_path: Path,
         assert (await here.ask("/Patient/pat-1", token)).status == 200
 
 
+@pytest.mark.promise
 async def test_every_exchange_leaves_one_record(tmp_path: Path) -> None:
     async with world(tmp_path, NURSE) as here:
         token = here.token(roles=["nurse"])
@@ -373,6 +382,7 @@ async def test_every_exchange_leaves_one_record(tmp_path: Path) -> None:
     assert verify(tmp_path / "audit", (tmp_path / "journal.key").read_bytes(), tmp_path / "witness.ndjson").faults == ()
 
 
+@pytest.mark.promise
 async def test_nothing_of_a_resource_stands_in_a_record_or_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     async with world(tmp_path, NURSE) as here:
@@ -389,6 +399,7 @@ async def test_nothing_of_a_resource_stands_in_a_record_or_a_log(tmp_path: Path,
         assert not [value for value in values if value in journal or value in caplog.text]
 
 
+@pytest.mark.promise
 async def test_unforeseen_errors_deny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
 
     def explode(*arguments: Any) -> None:

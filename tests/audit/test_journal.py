@@ -52,6 +52,7 @@ async def test_a_group_shares_one_fdatasync(tmp_path: Path) -> None:
     await made.close()
 
 
+@pytest.mark.promise
 async def test_no_receipt_before_the_fdatasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     original = os.fdatasync
@@ -100,6 +101,7 @@ def _recomputed(lines: list[bytes]) -> list[bytes]:
     return made
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize(
     "how",
     [
@@ -205,6 +207,7 @@ async def test_segments_turn_over_and_stay_one_chain(tmp_path: Path, monkeypatch
     assert verify(tmp_path / "journal", KEY, tmp_path / "witness").faults
 
 
+@pytest.mark.promise
 async def test_a_flood_of_strangers_is_counted_not_kept(tmp_path: Path) -> None:
     made = journal(tmp_path)
     clock = [0.0]

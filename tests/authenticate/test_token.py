@@ -206,6 +206,7 @@ async def test_verified_tokens_are_remembered_and_their_expiry_checked() -> None
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise
 async def test_no_keys_means_503_never_an_open_door() -> None:
     source = Source(public(EC))
     source.away = True

@@ -45,6 +45,7 @@ async def everything(here: World, kind: str, token: str) -> list[Any]:
     return found
 
 
+@pytest.mark.promise
 async def test_every_resource_of_a_us_core_patient_equals_hapis_own(tmp_path: Path, hapi: str) -> None:
     text = (data() / "us-core/patient-355.json").read_text(encoding="utf-8")
     await asyncio.to_thread(post, hapi, json.loads(text))
@@ -122,6 +123,7 @@ def _shape(answer: Any, own: set[str]) -> Any:
     return {k: v for k, v in answer.items() if k not in {"meta", "issue", "text"}}
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize("pack", sorted(path.stem for path in (ROOT / "rules").glob("*.yaml")))
 async def test_redacted_resources_stay_valid(tmp_path: Path, hapi: str, pack: str) -> None:
     """HAPI's ``$validate`` finds no error in a redacted resource that it did not find before."""

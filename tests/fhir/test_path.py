@@ -121,6 +121,7 @@ def comparisons_are_typed(query: str, document: Any) -> bool:
     return all(a is not None and a == b for a, b in pairs)
 
 
+@pytest.mark.promise
 @settings(max_examples=count(20_000, 1_500))
 @given(queries(4), st.dictionaries(KEYS, VALUES, max_size=3))
 def test_selection_agrees_with_rfc_9535(query: str, document: dict[str, Any]) -> None:

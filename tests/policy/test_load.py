@@ -37,6 +37,7 @@ def test_the_packs_load() -> None:
     assert {rule.id for rule in load(ROOT / "rules").rules} >= {"nurse-ward", "clinician-treats", "own-record"}
 
 
+@pytest.mark.promise
 def test_the_broken_pack_names_every_fault_with_line_and_remedy() -> None:
     with pytest.raises(OperatorError) as caught:
         load(ROOT / "rules/broken/broken.yaml")

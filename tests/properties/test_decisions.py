@@ -103,6 +103,7 @@ def leaves(value: Any) -> int:
 CASES = (rules, principals, st.sampled_from(REQUESTS), st.integers(0, 50))
 
 
+@pytest.mark.promise
 @settings(max_examples=count(1000, 150))
 @given(*CASES)
 def test_default_deny(rows: list[Any], principal: Any, request: str, seed: int) -> None:
@@ -110,6 +111,7 @@ def test_default_deny(rows: list[Any], principal: Any, request: str, seed: int) 
     assert shown(decide(without, principal, request, seed)) == {}
 
 
+@pytest.mark.promise
 @settings(max_examples=count(1000, 150))
 @given(*CASES, grants)
 def test_forbid_trumps_permit(rows: list[Any], principal: Any, request: str, seed: int, denied: Any) -> None:
@@ -121,6 +123,7 @@ def test_forbid_trumps_permit(rows: list[Any], principal: Any, request: str, see
         assert kind not in denied["resources"] and "*" not in denied["resources"]
 
 
+@pytest.mark.promise
 @settings(max_examples=count(1000, 150))
 @given(*CASES)
 def test_allowed_only_if_explicitly_permitted(rows: list[Any], principal: Any, request: str, seed: int) -> None:
@@ -131,6 +134,7 @@ def test_allowed_only_if_explicitly_permitted(rows: list[Any], principal: Any, r
         assert principal["scopes"] != "user/*.cud"
 
 
+@pytest.mark.promise
 @settings(max_examples=count(1000, 150))
 @given(*CASES, st.sampled_from(REDACTIONS))
 def test_adding_an_obligation_never_shows_more(rows: list[Any], principal: Any, request: str, seed: int, more: Any) -> None:
@@ -142,6 +146,7 @@ def test_adding_an_obligation_never_shows_more(rows: list[Any], principal: Any, 
         assert leaves(resource) <= leaves(shown(before)[name]) + 2 * masked
 
 
+@pytest.mark.promise
 @settings(max_examples=count(1000, 150))
 @given(*CASES, st.sampled_from(ROLES))
 def test_roles_never_cancel_an_obligation(rows: list[Any], principal: Any, request: str, seed: int, role: str) -> None:
@@ -154,6 +159,7 @@ def test_roles_never_cancel_an_obligation(rows: list[Any], principal: Any, reque
         assert leaves(after[name]) <= leaves(before[name]) + 2 * masked + 10 * names
 
 
+@pytest.mark.promise
 @settings(max_examples=count(300, 60))
 @given(*CASES)
 def test_the_order_of_rules_does_not_matter(rows: list[Any], principal: Any, request: str, seed: int) -> None:
@@ -161,6 +167,7 @@ def test_the_order_of_rules_does_not_matter(rows: list[Any], principal: Any, req
     assert (one.status, shown(one)) == (other.status, shown(other))
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize("kind", ["deny", "redact"])
 def test_deny_rule_error_denies(kind: str) -> None:
     """A condition that cannot be known never opens a door."""
@@ -176,6 +183,7 @@ def test_deny_rule_error_denies(kind: str) -> None:
     assert decide([allow], {"scopes": "system/*.rs"}, "GET /Patient/r1", 1).status == 403
 
 
+@pytest.mark.promise
 @settings(max_examples=count(5000, 400))
 @given(*CASES)
 def test_explain_and_the_served_answer_agree(rows: list[Any], principal: Any, request: str, seed: int) -> None:
@@ -197,6 +205,7 @@ def test_explain_and_the_served_answer_agree(rows: list[Any], principal: Any, re
     assert set(outcome.tally.redacted) <= told_rules | {names.RULE, program.MISSHAPEN}
 
 
+@pytest.mark.promise
 def test_hidden_data_does_not_change_the_answer() -> None:
     """Two records that differ only in what is hidden give the same bytes, version and all."""
     rows = [

@@ -170,6 +170,7 @@ def test_a_body_on_get_is_refused() -> None:
         read("GET", b"/Patient/1", body=b"x")
 
 
+@pytest.mark.promise
 @given(st.sampled_from(["GET", "POST", "PUT", "HEAD", "DELETE", "PATCH", "TRACE", "get"]), st.binary(max_size=60))
 def test_any_bytes_are_an_interaction_or_a_refusal(method: str, target: bytes) -> None:
     try:

@@ -110,6 +110,7 @@ def rules_hiding(obligation: Obligation) -> RuleSet:
     return RuleSet(Rules((ALLOW, redact), frozenset(), "digest"))
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize("name", sorted(resource_types()))
 def test_hidden_canaries_leave_in_no_byte(name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)

@@ -68,6 +68,7 @@ def test_values(operation: Operation, value: Any, shown: Any) -> None:
     assert apply(operation, value, TOOLS) == shown
 
 
+@pytest.mark.promise
 @given(OPERATIONS, OPERATIONS, OPERATIONS)
 def test_merging_obligations_is_commutative_associative_idempotent(a: Operation, b: Operation, c: Operation) -> None:
     assert merge(a, b) == merge(b, a)
@@ -76,6 +77,7 @@ def test_merging_obligations_is_commutative_associative_idempotent(a: Operation,
     assert merge(merge(a, b), b) == merge(a, b)
 
 
+@pytest.mark.promise
 @given(st.text(min_size=1, max_size=40), st.integers(0, 8), st.integers(0, 8), st.booleans())
 def test_a_mask_hides_at_least_half(value: str, first: int, last: int, keep: bool) -> None:
     shown = apply(Mask(first, last, keep, 2 * (first + last)), value, TOOLS)

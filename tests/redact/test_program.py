@@ -89,6 +89,7 @@ def run(resource: dict[str, Any], obligations: list[Obligation]) -> dict[str, An
     return resource
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize("name", sorted(resource_types()))
 def test_program_agrees_with_the_reference_interpreter(name: str) -> None:
     for seed in range(count(60, 8)):
