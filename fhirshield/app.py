@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from fhirshield.audit import Journal
@@ -79,7 +78,9 @@ def build(settings: Settings) -> Starlette:
             for client in parts.clients:
                 await client.close()
 
-    return Starlette(routes=[Mount("/", app=entrance)], lifespan=lifespan)
+    application = Starlette(lifespan=lifespan)
+    application.router.default = entrance
+    return application
 
 
 def _spare_the_collector() -> None:
@@ -191,6 +192,8 @@ class Entrance:
         if denial is None:
             try:
                 body = await self._read(receive)
+            except ConnectionAbortedError:
+                return None
             except OverflowError:
                 denial = Denial(413, Reason.TOO_LARGE, "too-long", "the body is larger than the limit")
         if denial is not None:
@@ -221,7 +224,7 @@ class Entrance:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return b""
+                raise ConnectionAbortedError
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > self._body:

@@ -19,6 +19,7 @@ from fhirshield.outbound.http import Response
 HEADERS = ("etag", "last-modified")
 """The upstream's headers that may travel on, where nothing is hidden."""
 
+_PLAIN = re.compile(r"[ -~]{1,200}\Z")
 _EMPTY = {"resourceType": "Bundle", "type": "searchset"}
 _CALLERS_FAULT = {400: "invalid", 409: "conflict", 412: "conflict", 415: "not-supported", 422: "processing", 429: "throttled"}
 
@@ -57,7 +58,7 @@ class Forwarder:
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not FHIR JSON") from None
         if not self._is_what_was_asked(plan.permit.interaction, resource):
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not what was asked for")
-        headers = {name: response.headers[name] for name in HEADERS if name in response.headers}
+        headers = {name: value for name in HEADERS if _PLAIN.match(value := response.headers.get(name, ""))}
         careful = b"modifierExtension" in response.body or b"\\u" in response.body
         return Answer(plan, 200, headers, resource, careful, may_stand_in_extensions(response.body))
 

@@ -208,7 +208,7 @@ class TypeView:
     marked: bool
     """The view carries obligations: marks are set, narrative and version go."""
     silent: bool
-    """Narrative goes: it is marked, or it is about a patient of whom something is hidden."""
+    """Narrative goes: it is marked, or something of patients is hidden, whom any narrative may name."""
     label: bytes
     """Names the obligations; views that differ have different labels."""
 

@@ -12,9 +12,9 @@ from fhirshield.authorize import parameters as asked
 from fhirshield.authorize.resource import judge_for
 from fhirshield.authorize.standing import Standing, TypeStanding, standing
 from fhirshield.fhir import criteria as fhir_criteria
-from fhirshield.fhir.criteria import Criterion
+from fhirshield.fhir.criteria import Criteria, Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
-from fhirshield.fhir.search_parameters import subject_parameter
+from fhirshield.fhir.search_parameters import search_parameter, subject_parameter
 from fhirshield.model import Denial, Permit, Principal, Reason, Situation
 from fhirshield.policy.compile import RuleSet
 
@@ -61,8 +61,8 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
 
 
 def _binding(principal: Principal, situation: Situation, rules: RuleSet) -> str:
-    """What a page link is bound to: issuer, subject, client, scopes, rule set, upstream; a refreshed token has the same."""
-    who = (principal.issuer, principal.subject, principal.client, principal.scopes.text)
+    """What a page link is bound to: issuer, subject, client, scopes, patient, rules, upstream; a refreshed token has the same."""
+    who = (principal.issuer, principal.subject, principal.client, principal.scopes.text, principal.patient)
     return hashlib.sha256("\x00".join((*who, situation.upstream, rules.digest)).encode()).hexdigest()
 
 
@@ -108,10 +108,19 @@ def _allowed(found: TypeStanding, interaction: Interaction) -> Denial | None:
 
 
 def _version(found: TypeStanding, interaction: Interaction) -> Denial | None:
-    if interaction.kind is not Kind.VREAD or not found.view.marked:
+    if interaction.kind is not Kind.VREAD or (found.whole and not found.view.marked):
         return None
-    text = f"versions of {interaction.type} are not served to a caller whose view of it is redacted"
+    text = f"versions of {interaction.type} are not served to a caller who may not see all of that type"
     return Denial(403, Reason.NOT_SERVED, "not-supported", text)
+
+
+def _negated(selector: Criteria, resource_type: str) -> list[Criterion]:
+    """A deny of one token as ``:not``, so that the upstream leaves out what would be withheld and pages stay whole."""
+    if len(selector.items) != 1 or selector.items[0].modifier:
+        return []
+    item = selector.items[0]
+    known = search_parameter(resource_type, item.name)
+    return [Criterion(item.name, "not", item.values)] if known and known.type == "token" else []
 
 
 def _narrow(found: TypeStanding, interaction: Interaction, principal: Principal) -> tuple[tuple[Criterion, ...], bool]:
@@ -133,6 +142,7 @@ def _narrow(found: TypeStanding, interaction: Interaction, principal: Principal)
         narrow.append(Criterion(name, "", (value,)))
     if len(scopes) == 1 and scopes[0].scope.criteria:
         narrow += scopes[0].scope.criteria.items
-    if len(rows) == 1 and rows[0].rule.allow:
-        narrow += rows[0].rule.allow.of(interaction.type)[0].items
+    if len(rows) == 1:
+        narrow += rows[0].selector.items
+    narrow += [item for row in found.denies if letter in row.letters for item in _negated(row.selector, interaction.type)]
     return tuple(dict.fromkeys(narrow)), False

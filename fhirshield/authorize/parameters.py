@@ -8,7 +8,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 from fhirshield.authorize.standing import TypeStanding
-from fhirshield.fhir import criteria as fhir_criteria
 from fhirshield.fhir.criteria import Criteria, Criterion
 from fhirshield.fhir.page import Parameter
 from fhirshield.fhir.path import Where, predicate, targets
@@ -51,7 +50,9 @@ def check(parameters: tuple[Parameter, ...], standing: TypeStanding) -> tuple[De
 
 def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -> Denial | None:
     if parameter.name == "_count":
-        return None
+        if parameter.value.isascii() and parameter.value.isdigit() and int(parameter.value[:9]) > 0:
+            return None
+        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_count` takes a number from 1")
     known = search_parameter(standing.type, parameter.name)
     if known is None or parameter.name in RESULT_PARAMETERS or not known.ways:
         return _unknown(parameter, standing.type)
@@ -64,7 +65,7 @@ def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -
     if not revealing and not (standing.view.marked and parameter.name in SILENT_WHEN_MARKED):
         return None
     if revealing and _excluded(parameter, known, revealing):
-        again.append(Criterion(parameter.name, "", tuple(fhir_criteria.split(parameter.value, ","))))
+        again.append(Criterion(parameter.name, "", (parameter.value,)))
         return None
     return _revealing(parameter.name, standing.type)
 
@@ -125,20 +126,23 @@ def _touches(hidden: tuple[str, ...], read: tuple[str, ...]) -> bool:
 
 
 def _excluded(parameter: Parameter, known: SearchParameter, obligations: tuple[Obligation, ...]) -> bool:
-    """Whether ``system|value`` names identifiers that every touching obligation's filter leaves alone."""
+    """Whether one ``system|value`` names an identifier that every touching obligation's filter leaves alone.
+
+    One value only: with alternatives, which of them fills a page would tell of the others. The match is judged again on
+    its redacted view, and such a search has no further pages.
+    """
     if known.type != "token" or parameter.modifier or any(way.datatype != "Identifier" for way in known.ways):
         return False
-    for value in fhir_criteria.split(parameter.value, ","):
-        parts = [fhir_criteria.unescape(part) for part in fhir_criteria.split(value, "|")]
-        if len(parts) != 2 or not all(parts):
+    parts = parameter.value.split("|")
+    if len(parts) != 2 or not all(parts) or set(parameter.value) & {",", "\\", "$"}:
+        return False
+    example = {"system": parts[0], "value": parts[1]}
+    for obligation in obligations:
+        filters = [s for s in obligation.path.segments if isinstance(s, Where)]
+        if len(filters) != 1 or obligation.path.segments[1:2] != (filters[0],):
             return False
-        example = {"system": parts[0], "value": parts[1]}
-        for obligation in obligations:
-            filters = [s for s in obligation.path.segments if isinstance(s, Where)]
-            if len(filters) != 1 or obligation.path.segments[1:2] != (filters[0],):
-                return False
-            if predicate(filters[0].expression)(example, {}):
-                return False
+        if predicate(filters[0].expression)(example, {}):
+            return False
     return True
 
 

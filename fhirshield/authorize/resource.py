@@ -45,7 +45,7 @@ def judge_for(standing: Standing, patient: str, modifier_extensions: frozenset[s
 
 
 def denies(row: RuleRow, letter: str, resource: Any) -> bool:
-    """Whether a deny holds; unknown holds. A deny of reading or searching withholds either way."""
+    """Whether a deny of this interaction holds; unknown holds."""
     return letter in row.letters and (row.judge is None or row.judge(resource) is not False)
 
 

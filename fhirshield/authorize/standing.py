@@ -38,8 +38,7 @@ class RuleRow:
     rule: Rule
     letters: str
     """Of ``r`` (read), ``v`` (vread), ``s`` (search)."""
-    named: bool
-    """The selector names the type, not ``*``."""
+    selector: Criteria
     judge: Judge | None
 
 
@@ -58,6 +57,8 @@ class TypeStanding:
     """The rule that withholds the type whole, or empty."""
     open_to_all: bool
     """A type without a patient that an allow rule names: readable under a patient scope too."""
+    whole: bool
+    """Nothing of this type can be withheld from this caller."""
     view: TypeView
 
 
@@ -95,13 +96,14 @@ class Standing:
             withheld_by=self._withheld_by(name),
             open_to_all=not has_subject(name)
             and name not in {"Device", "Provenance"}
-            and any(row.named and row.judge is None for row in allows),
+            and any(row.selector.type == name and row.judge is None for row in allows),
+            whole=self._never_withheld(name, subject=False),
             view=TypeView(
                 name,
                 obligations,
                 self.naming,
                 marked=bool(obligations),
-                silent=bool(obligations) or (has_subject(name) and bool(self._obligations("Patient"))),
+                silent=bool(obligations) or bool(self._obligations("Patient")),
                 label=hashlib.sha256("\n".join(f"{o.rule} {o.path.text} {o.operation}" for o in obligations).encode()).digest(),
             ),
         )
@@ -127,7 +129,7 @@ class Standing:
             letters = "".join(letter for verb, letter in _LETTERS if verb in grant.interactions)
             for selector in grant.of(name):
                 judge = self._judge(selector, name) if selector.items else None
-                rows.append(RuleRow(rule, letters, selector.type == name, judge))
+                rows.append(RuleRow(rule, letters, selector, judge))
         return tuple(rows)
 
     def _judge(self, selector: Criteria, name: str = "") -> Judge:
@@ -161,7 +163,7 @@ class Standing:
         if self._withheld_by(name) or self._rows(name, allow=False):
             return False
         allows = self._rows(name, allow=True)
-        open_to_all = not has_subject(name) and any(row.named for row in allows)
+        open_to_all = not has_subject(name) and any(row.selector.type == name for row in allows)
         scoped = any(
             row.judge is None and "r" in row.letters and (not row.limited or subject or open_to_all)
             for row in self._scope_rows(name)

@@ -84,6 +84,8 @@ def _criterion(resource_type: str, part: str) -> Criterion:
         raise CriteriaError(f"`{part}` is not `parameter=value`")
     code, _, modifier = unquote(name).partition(":")
     criterion = Criterion(code, modifier, tuple(split(unquote(value), ",")))
+    if any(one != one.strip() or not one for one in criterion.values):
+        raise CriteriaError(f"`{part}` has white space around a value, or an empty one")
     judge_of(criterion, resource_type)
     return criterion
 
@@ -176,7 +178,10 @@ def _token(text: str, modifier: str, parameter: SearchParameter, bases: tuple[st
 
     def same(value: Any, found_system: Any) -> Answer:
         if system is not None and (found_system or "") != system:
-            return False
+            return None if system and not found_system and same_code(value) is not False else False
+        return same_code(value)
+
+    def same_code(value: Any) -> Answer:
         if not code:
             return True
         if value is None:
@@ -185,7 +190,7 @@ def _token(text: str, modifier: str, parameter: SearchParameter, bases: tuple[st
             value = "true" if value else "false"
         if not isinstance(value, str):
             return None
-        return True if value == code else None if value.casefold() == code.casefold() else False
+        return True if value == code else None if value.strip().casefold() == code.casefold() else False
 
     def decide(datatype: str, value: Any) -> Answer:
         if datatype == "CodeableConcept":
@@ -255,7 +260,8 @@ def _reference(text: str, modifier: str, parameter: SearchParameter, bases: tupl
             return None
         found = literal(raw, bases)
         if exact is None or found is None:
-            return raw == wanted
+            elsewhere = exact is not None and raw.rstrip("/").rpartition("/")[2] == exact.id
+            return True if raw == wanted else None if elsewhere else False
         return found.id == exact.id and exact.type in {"", found.type}
 
     return decide
@@ -263,7 +269,13 @@ def _reference(text: str, modifier: str, parameter: SearchParameter, bases: tupl
 
 def _uri(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
     wanted = unescape(text)
-    return lambda datatype, value: value == wanted if isinstance(value, str) else None
+
+    def decide(datatype: str, value: Any) -> Answer:
+        if not isinstance(value, str):
+            return None
+        return True if value == wanted else None if value.partition("|")[0] == wanted.partition("|")[0] else False
+
+    return decide
 
 
 # --- ordered values: date, number, quantity -----------------------------------------------------------------------

@@ -29,7 +29,7 @@ from jsonpath_ng.ext.parser import parse as _parse_jsonpath
 from jsonpath_ng.jsonpath import Wildcard
 
 from fhirshield.errors import PathError
-from fhirshield.fhir.definitions import Element, type_of
+from fhirshield.fhir.definitions import Element, codes_of, type_of
 
 Predicate = Callable[[Any, Any], bool]
 """(node, root) -> does the filter select this node?"""
@@ -273,11 +273,25 @@ def _check(expression: Any_Expression, current: str, root: str, text: str) -> No
         right = _operand_type(expression.right, current, root, text)
         if left != right:
             raise PathError(f"`{text}` compares a {left} with a {right}", "compare like with like")
+        _check_code(expression, current, root, text)
+
+
+def _check_code(expression: Compare, current: str, root: str, text: str) -> None:
+    """A literal that the element's required value set does not have would never match what was meant."""
+    if isinstance(expression.right, str) and expression.left.segments:
+        start = current if expression.left.relative else root
+        (target,) = _walk(expression.left.segments, start, text, singular=True)
+        codes = codes_of(target.element.binding)
+        if codes and expression.right not in codes:
+            known = ", ".join(sorted(codes)[:10])
+            raise PathError(f"`{text}`: `{target.element.name}` is never `{expression.right}`", f"it is one of: {known}")
 
 
 def _operand_type(operand: Any, current: str, root: str, text: str) -> str:
     if isinstance(operand, Query):
         start = current if operand.relative else root
+        if any(isinstance(s, Name) and len(s.names) > 1 for s in operand.segments):
+            raise PathError(f"`{text}` compares several elements at once", "compare one, and join with `||`")
         found = _walk(operand.segments, start, text, singular=True)
         kinds = {_json_type(t.element.type) for t in found} if operand.segments else {_json_type(start)}
         if len(kinds) != 1 or "object" in kinds:

@@ -51,4 +51,4 @@ def _extension_pattern() -> re.Pattern[bytes]:
 
 def may_stand_in_extensions(body: bytes) -> bool:
     """Whether JSON text may hold an extension with a Reference in its value; never False where it does."""
-    return b"\\u" in body or (b'"extension"' in body and _extension_pattern().search(body) is not None)
+    return b"\\u" in body or (b'xtension"' in body and _extension_pattern().search(body) is not None)

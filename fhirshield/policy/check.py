@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fhirshield.model import Obligation
-from fhirshield.policy.rule import Grant, Rule, Rules, Who
+from fhirshield.policy.rule import INTERACTIONS, Grant, Rule, Rules, Who
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """``kind`` is one of ``shadowed contradictory dead reduces conflict disclosure attribute``."""
+    """``kind`` is one of ``shadowed contradictory dead partial reduces conflict disclosure attribute``."""
 
     kind: str
     where: str
@@ -31,10 +31,17 @@ def advise(rules: Rules, attributes: frozenset[str] | None = None) -> list[Advic
     for index, rule in enumerate(rules.rules):
         others = [other for place, other in enumerate(rules.rules) if place != index]
         found += _grants(rule, others, rules.rules[:index])
+        found += _partial(rule)
         found += _redactions(rule, others)
         found += [Advice("disclosure", rule.where, rule.id, text) for text in rule.disclosures]
         found += _conditions(rule, attributes)
     return found
+
+
+def _partial(rule: Rule) -> Iterable[Advice]:
+    left = sorted(set(INTERACTIONS) - rule.deny.interactions) if rule.deny else []
+    if left:
+        yield Advice("partial", rule.where, rule.id, f"denies not all interactions: {', '.join(left)} may show what it withholds")
 
 
 def _grants(rule: Rule, others: list[Rule], before: tuple[Rule, ...]) -> Iterable[Advice]:

@@ -48,6 +48,8 @@ class Condition:
 
 def compile_condition(text: str) -> Condition:
     """Compile CEL. Raises ConditionError."""
+    if "//" in _STRING.sub("''", text):
+        raise ConditionError("comments are not accepted in conditions")
     try:
         program = cel.compile(text)
         roots = set(program.variables())

@@ -90,7 +90,7 @@ class Redactor:
         _add(tally.granted, verdict.rule)
         if has_subject(resource["resourceType"]):
             tally.patients.update(patients_of(resource, work.permit.situation.bases) or ())
-        content = encode(resource)
+        content = self._linker.ours(work.permit, encode(resource))
         if not view.marked:
             return content, ""
         head, _, tail = content.partition(_PLACE.encode())

@@ -97,7 +97,7 @@ def _types_named(owner: dict[str, Any], element: Element) -> frozenset[str] | se
     found = _LAST.search(literal) if isinstance(literal, str) else None
     if found:
         said.add(found[1])
-    if "type" in owner:
+    if "type" in owner and (found or "reference" not in owner):
         said.add(str(owner["type"]))
     if said:
         return said

@@ -89,10 +89,13 @@ def _zip3(operation: Generalize, value: Any, tools: Tools) -> Any:
 
 
 def _band(operation: Generalize, value: Any, tools: Tools) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+    if isinstance(value, bool) or not isinstance(value, int | Decimal) or not -_LARGEST < value < _LARGEST:
         return REMOVED
-    return math.floor(value / operation.width) * operation.width
+    return math.floor(value) // operation.width * operation.width
 
+
+_LARGEST = Decimal(10) ** 30
+"""No clinical number is larger; `1e999999` is a number of JSON and a second's work."""
 
 _GENERALIZE: dict[str, Callable[[Generalize, Any, Tools], Any]] = {
     "year": _date,
