@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fhirshield.audit import Journal
 from fhirshield.audit.quota import Quota
@@ -54,7 +54,7 @@ class _Parts:
     clients: list[Client]
 
 
-def build(settings: Settings) -> Starlette:
+def build(settings: Settings) -> ASGIApp:
     """The application. Rules and keys are read at once, so that what is wrong is said before anything listens."""
     rules = RuleSet(load_rules(settings.rules))
     ring = Ring(_key(settings.ring_file, "key ring"))
@@ -78,9 +78,8 @@ def build(settings: Settings) -> Starlette:
             for client in parts.clients:
                 await client.close()
 
-    application = Starlette(lifespan=lifespan)
-    application.router.default = entrance
-    return application
+    entrance.application = Starlette(lifespan=lifespan)
+    return entrance
 
 
 def _spare_the_collector() -> None:
@@ -161,6 +160,8 @@ class Entrance:
 
     def __init__(self, settings: Settings) -> None:
         self.parts: _Parts | None = None
+        self.application: ASGIApp | None = None
+        """What keeps the lifespan."""
         self._paths = sorted(((u.path.encode(), u) for u in settings.upstreams), key=lambda pair: -len(pair[0]))
         self._public_url = settings.public_url
         self._zone = settings.zone
@@ -169,9 +170,10 @@ class Entrance:
         self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request."""
+        """Serve one HTTP request; the rest of ASGI is the application's."""
         if scope["type"] != "http":
-            return None
+            assert self.application is not None
+            return await self.application(scope, receive, send)
         path: bytes = scope.get("raw_path") or b""
         upstream = self._upstream(path)
         client = scope.get("client")

@@ -28,6 +28,10 @@ PATIENCE = 5.0
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
+Waiting = tuple[bytes, str, asyncio.Future[Receipt] | None]
+"""(record, decision id, who waits for it)"""
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What was found at the start: records kept, bytes of an unfinished record cut away."""
@@ -45,7 +49,7 @@ class Journal:
         self._witness = witness
         self._patience = patience
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._waiting: list[tuple[bytes, str, asyncio.Future[Receipt] | None]] = []
+        self._waiting: list[Waiting] = []
         self._running = False
         self._descriptor = -1
         self._size = 0
@@ -107,10 +111,7 @@ class Journal:
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         self._waiting.append((_encode(entry), decision, future))
         self._kick()
-        try:
-            return await asyncio.wait_for(future, self._patience)
-        except TimeoutError as error:
-            raise Unavailable("the journal did not answer in time", slow=True) from error
+        return await future
 
     def note(self, entry: dict[str, Any]) -> None:
         """Append one record that nobody waits for."""
@@ -127,12 +128,11 @@ class Journal:
             asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
                 group, self._waiting = self._waiting, []
                 try:
-                    first = await loop.run_in_executor(self._thread, self._commit, [item[0] for item in group])
+                    first = await self._committed(group)
                 except OSError as error:
                     _fail(group, Unavailable(f"the journal cannot be written: {error.strerror}"))
                     continue
@@ -141,6 +141,16 @@ class Journal:
                         future.set_result(Receipt(decision, first + offset))
         finally:
             self._running = False
+
+    async def _committed(self, group: list[Waiting]) -> int:
+        """The number of the group's first record, once it is durable; whoever waits longer than patience is refused."""
+        records = [item[0] for item in group]
+        task = asyncio.get_running_loop().run_in_executor(self._thread, self._commit, records)
+        while True:
+            done, _ = await asyncio.wait((task,), timeout=self._patience)
+            if done:
+                return task.result()
+            _fail([*group, *self._waiting], Unavailable("the journal did not answer in time", slow=True))
 
     def _commit(self, records: list[bytes]) -> int:
         """Write and fdatasync a group, in the journal's thread. All of it or, cut back, nothing."""
@@ -204,7 +214,7 @@ class Journal:
             self._descriptor = -1
 
 
-def _fail(group: list[tuple[bytes, str, asyncio.Future[Receipt] | None]], error: Unavailable) -> None:
+def _fail(group: list[Waiting], error: Unavailable) -> None:
     for _, _, future in group:
         if future is not None and not future.done():
             future.set_exception(error)

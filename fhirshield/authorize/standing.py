@@ -133,7 +133,8 @@ class Standing:
         return tuple(rows)
 
     def _judge(self, selector: Criteria, name: str = "") -> Judge:
-        return criteria.judge(Criteria("*" if selector.type == "*" else name or selector.type, selector.items), self.bases)
+        known = Criteria("*" if selector.type == "*" else name or selector.type, selector.items)
+        return criteria.judge(known, self.bases, typed=True)
 
     # --- names in references ------------------------------------------------------------------------------------
 

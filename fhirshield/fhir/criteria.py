@@ -111,13 +111,15 @@ def unescape(text: str) -> str:
 # --- judging --------------------------------------------------------------------------------------------------------
 
 
-def judge(criteria: Criteria, bases: tuple[str, ...] = ()) -> Judge:
-    """The criteria as a function of a resource; the resource's type is compared too."""
+def judge(criteria: Criteria, bases: tuple[str, ...] = (), *, typed: bool = False) -> Judge:
+    """The criteria as a function of a resource. Its type is compared too, unless ``typed``: then it is known to fit."""
     judges = [judge_of(item, criteria.type, bases) for item in criteria.items]
     wanted = criteria.type
+    if len(judges) == 1 and (typed or wanted == "*"):
+        return judges[0]
 
     def decide(resource: Any) -> Answer:
-        if wanted != "*" and resource.get("resourceType") != wanted:
+        if not typed and wanted != "*" and resource.get("resourceType") != wanted:
             return False
         result: Answer = True
         for one in judges:
@@ -197,7 +199,14 @@ def _token(text: str, modifier: str, parameter: SearchParameter, bases: tuple[st
             codings = value.get("coding") if isinstance(value, dict) else None
             if not isinstance(codings, list) or not codings:
                 return None
-            return _any(same(c.get("code"), c.get("system")) if isinstance(c, dict) else None for c in codings)
+            result: Answer = False
+            for coding in codings:
+                answer = same(coding.get("code"), coding.get("system")) if type(coding) is dict else None
+                if answer is True:
+                    return True
+                if answer is None:
+                    result = None
+            return result
         if datatype == "Coding":
             return same(value.get("code"), value.get("system")) if isinstance(value, dict) else None
         if datatype in {"Identifier", "ContactPoint"}:

@@ -105,12 +105,17 @@ class Redactor:
         view = work.permit.view(resource["resourceType"])
         silent = view.silent | self._within(resource, work)
         changes: list[Change] = []
+        redacted = work.tally.redacted
+
+        def count(rule: str) -> None:
+            redacted[rule] = redacted.get(rule, 0) + 1
+
         spot = self._program(view, applies).find(resource, changes) if applies else None
         if not view.naming.all_open:
             root = spot or Spot(resource, view.type, 0, None, None, None)
-            names.find(root, view.naming, work.deep, changes)
+            names.clean(root, view.naming, work.deep, changes, count)
         if changes:
-            carry_out(changes, work.tools, lambda rule: _add(work.tally.redacted, rule))
+            carry_out(changes, work.tools, count)
         if silent:
             resource.pop("text", None)
             if view.type == "Composition":

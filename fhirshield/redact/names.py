@@ -7,6 +7,7 @@ anywhere, are walked only when the answer has any that could hold one.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,8 @@ from fhirshield.redact.program import Change, Spot, element_of
 
 RULE = "names in references"
 """What the record counts these under."""
+How = tuple[Naming, bool, list[Change], Callable[[str], None]]
+"""(naming, extensions too, changes to be made later, counts by rule)"""
 _LAST = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]+(?:/_history/[A-Za-z0-9\-.]+)?\Z")
 
 
@@ -26,22 +29,19 @@ def _subject_names(resource_type: str) -> frozenset[tuple[str, ...]]:
     return frozenset(way.names for way in subject_ways(resource_type))
 
 
-def find(root: Spot, naming: Naming, deep: bool, changes: list[Change]) -> None:
-    """Add the displays and identifiers that must go."""
-    _visit(root, (), _subject_names(root.type), naming, deep, changes)
+def clean(root: Spot, naming: Naming, deep: bool, changes: list[Change], count: Callable[[str], None]) -> None:
+    """Take away the displays and identifiers that must go; where that may leave nothing, add a change instead.
+
+    Comes after every path was followed, so that no filter sees its work.
+    """
+    _visit(root, (), _subject_names(root.type), (naming, deep, changes, count))
 
 
-def _visit(
-    spot: Spot,
-    path: tuple[str, ...],
-    subjects: frozenset[tuple[str, ...]],
-    naming: Naming,
-    deep: bool,
-    changes: list[Change],
-) -> None:
+def _visit(spot: Spot, path: tuple[str, ...], subjects: frozenset[tuple[str, ...]], how: How) -> None:
     owner = spot.object
+    deep = how[1]
     if spot.type == "Reference":
-        _reference(spot, path in subjects, naming, changes)
+        _reference(spot, path in subjects, how)
     for name, element in _everything(spot) if deep else ways(spot.type):
         value = owner.get(name)
         if value is None:
@@ -49,7 +49,7 @@ def _visit(
         for index, entry in enumerate(value) if type(value) is list else ((None, value),):
             if type(entry) is dict and (deep or _holds(element.type, entry)):
                 one = Spot(entry, element.type, spot.depth + 1, spot, element, index)
-                _visit(one, (*path, name), subjects, naming, deep, changes)
+                _visit(one, (*path, name), subjects, how)
 
 
 def _holds(name: str, value: dict[str, Any]) -> bool:
@@ -75,18 +75,23 @@ def _everything(spot: Spot) -> list[Way]:
     return found
 
 
-def _reference(spot: Spot, own_subject: bool, naming: Naming, changes: list[Change]) -> None:
+def _reference(spot: Spot, own_subject: bool, how: How) -> None:
     owner = spot.object
     assert spot.element is not None
+    naming, _, changes, count = how
     named = _types_named(owner, spot.element)
     of_subject = own_subject and named == {"Patient"}
     for name, open_types, open_subject in (
         ("display", naming.display, naming.subject_display),
         ("identifier", naming.identifier, naming.subject_identifier),
     ):
-        if name not in owner and "_" + name not in owner:
+        if (name not in owner and "_" + name not in owner) or named <= open_types or (of_subject and open_subject):
             continue
-        if not (named <= open_types or (of_subject and open_subject)):
+        if "reference" in owner:
+            owner.pop(name, None)
+            owner.pop("_" + name, None)
+            count(RULE)
+        else:
             changes.append((spot, element_of("Reference", name), None, Remove(), RULE))
 
 
