@@ -54,7 +54,7 @@ class _Parts:
     clients: list[Client]
 
 
-def build(settings: Settings) -> ASGIApp:
+def build(settings: Settings) -> Entrance:
     """The application. Rules and keys are read at once, so that what is wrong is said before anything listens."""
     rules = RuleSet(load_rules(settings.rules))
     ring = Ring(_key(settings.ring_file, "key ring"))
@@ -206,6 +206,11 @@ class Entrance:
             await shield.exchange(request, story, respond)
         finally:
             self._under_way -= 1
+
+    async def publish(self) -> None:
+        """Publish the journal's head now, not at the next interval. Raises OSError."""
+        assert self.parts is not None
+        await self.parts.journal.publish()
 
     def _upstream(self, path: bytes) -> Upstream | None:
         for prefix, upstream in self._paths:

@@ -76,8 +76,9 @@ async def _demo(folder: Path, port: int, *, smoke: bool) -> int:
         SETTINGS.format(shield=shield_url, issuer=issuer_url, store=f"{store_url}/fhir", rules=packs()), encoding="utf-8"
     )
     settings = load(settings_file)
+    shield = build(settings)
     async with contextlib.AsyncExitStack() as stack:
-        for app, listener in ((store, sockets[0]), (issuer, sockets[1]), (build(settings), sockets[2])):
+        for app, listener in ((store, sockets[0]), (issuer, sockets[1]), (shield, sockets[2])):
             await stack.enter_async_context(serving(app, listener, server_options(settings)))
         client = AioHttpClient(most=4 << 20, connect=2, answer=10)
         stack.push_async_callback(client.close)
@@ -87,6 +88,7 @@ async def _demo(folder: Path, port: int, *, smoke: bool) -> int:
         walk = Walk(client, f"{shield_url}/fhir", f"{store_url}/fhir", people)
         lines = await walk.lines()
         print("\n".join(lines))
+        await shield.publish()
         faults = _trail(folder)
         _tell_curl(shield_url, people, smoke=smoke)
         if not smoke:
@@ -140,9 +142,9 @@ def _trail(folder: Path) -> tuple[str, ...]:
     print("\nWhat was hidden, and by which rule\n==================================")
     print("\n".join(hidden(records)))
     secret, _ = load_key(folder / "journal.key")
-    proof = verify(journal, secret, None)
+    proof = verify(journal, secret, folder / "witness.ndjson")
     print("\nThe trail\n=========")
-    print("\n".join(f"  {line}" for line in told(proof, False)))
+    print("\n".join(f"  {line}" for line in told(proof, True)))
     return proof.faults
 
 
