@@ -19,6 +19,8 @@ from fhirshield.redact.program import Change, Program, ResourceDropped, Spot, ca
 from fhirshield.ring import Ring
 
 JSON = ("Content-Type", "application/fhir+json; charset=utf-8")
+MOST_PROGRAMS = 4096
+"""Compiled programs that are kept: one for each view of a type and each set of criteria that hold."""
 _LABELS = "http://terminology.hl7.org/CodeSystem/v3-ObservationValue"
 REDACTED = {"system": _LABELS, "code": "REDACTED", "display": "redacted"}
 SUBSETTED = {"system": _LABELS, "code": "SUBSETTED", "display": "subsetted"}
@@ -128,6 +130,8 @@ class Redactor:
         key = (view, applies)
         found = self._programs.get(key)
         if found is None:
+            if len(self._programs) >= MOST_PROGRAMS:
+                self._programs.clear()
             bound = tuple(o for i, o in enumerate(view.obligations) if applies >> i & 1)
             found = self._programs[key] = Program(view.type, bound)
         return found

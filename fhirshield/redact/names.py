@@ -95,11 +95,18 @@ def _reference(spot: Spot, own_subject: bool, how: How) -> None:
             changes.append((spot, element_of("Reference", name), None, Remove(), RULE))
 
 
+@cache
+def _alone(name: str) -> frozenset[str]:
+    return frozenset((name,)) if name in resource_types() else resource_types()
+
+
 def _types_named(owner: dict[str, Any], element: Element) -> frozenset[str] | set[str]:
     """The types that a reference may refer to: what it says, else what the element allows, else any."""
     said: set[str] = set()
     literal = owner.get("reference")
     found = _LAST.search(literal) if isinstance(literal, str) else None
+    if found and "type" not in owner:
+        return _alone(found[1])
     if found:
         said.add(found[1])
     if "type" in owner and (found or "reference" not in owner):

@@ -72,6 +72,15 @@ def load(url: str, resources: list[dict[str, Any]]) -> None:
     post(url, {"resourceType": "Bundle", "type": "transaction", "entry": entries})
 
 
+def put(url: str, resource: dict[str, Any]) -> None:
+    """PUT one resource under its own id."""
+    target = f"{url}/{resource['resourceType']}/{resource['id']}"
+    headers = {"Content-Type": "application/fhir+json"}
+    request = urllib.request.Request(target, json.dumps(resource).encode(), headers, method="PUT")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        answer.read()
+
+
 def post(url: str, body: dict[str, Any]) -> Any:
     """POST one resource; the parsed answer, decimals as text."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/fhir+json"})

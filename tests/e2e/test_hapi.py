@@ -15,7 +15,7 @@ import yaml
 from fhirshield.demo.patients import generate
 from fhirshield.fhir import json as fhir_json
 from fhirshield.policy.load import load as load_rules
-from tests.e2e.conftest import post
+from tests.e2e.conftest import post, put
 from tests.parts import ROOT, data
 from tests.world import OPEN, World, world
 
@@ -169,6 +169,22 @@ def _yaml(pack: str) -> Any:
     path = ROOT / "rules" / f"{pack}.yaml"
     assert load_rules(path).rules
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+async def test_a_deny_by_label_leaves_hapis_pages_whole(tmp_path: Path, hapi: str) -> None:
+    label = {"system": "http://hospital.example/labels", "code": "VIP"}
+    await asyncio.to_thread(put, hapi, {"resourceType": "Patient", "id": "vip", "meta": {"security": [label]}, "gender": "male"})
+    rules = {"rules": [OPEN["rules"][0], VIP]}
+    async with world(tmp_path, rules, upstream=hapi) as here:
+        token = here.token("system/*.rs")
+        for ask in ("_id={},pat-1&_count=1", "_id={}&_count=1", "_id={}&gender=male&_count=1"):
+            found = [(await here.ask("/Patient?" + ask.format(one), token)).json for one in ("vip", "nobody")]
+            assert [len(bundle["link"]) for bundle in found] == [1, 1]
+            assert [[e["resource"]["id"] for e in b.get("entry", [])] for b in found] in ([["pat-1"]] * 2, [[], []])
+        assert (await here.ask("/Patient/vip", token)).status == 404
+
+
+VIP = {"id": "vip", "who": {"roles": ["*"]}, "deny": {"interactions": ["*"], "resources": ["*?_security=VIP"]}}
 
 
 async def test_hapis_errors_never_leave(tmp_path: Path, hapi: str) -> None:
