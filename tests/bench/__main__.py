@@ -21,14 +21,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
 from fhirshield.demo.issuer import Issuer
 from fhirshield.fhir import json as fhir_json
-from tests.bench import material
+from tests.bench import material, stages
 
 PROXY_CORE, LOAD_CORE = "0", "1"
 LUA = """
@@ -51,6 +53,9 @@ TARGETS = {
 
 def main() -> int:
     options = arguments()
+    if options.profile:
+        stages.show()
+        return 0
     for program in ("nginx", "wrk"):
         if not (shutil.which(program) or shutil.which(program, path="/usr/sbin")):
             print(f"{program} is not on this machine; Debian has it as a package")
@@ -59,6 +64,8 @@ def main() -> int:
         bench = Bench(Path(folder), stack, options)
         bench.start()
         bench.compare()
+        if options.hapi:
+            bench.before_hapi(options.hapi)
     return 0
 
 
@@ -68,7 +75,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--disk", default="/var/tmp", help="a folder on a real disk, for the journal")
-    parser.add_argument("--profile", action="store_true", help="print where the shield's CPU goes, in process")
+    parser.add_argument("--hapi", default="", help="the base URL of a HAPI server: also measure what the shield adds to a read")
+    parser.add_argument("--profile", action="store_true", help="only print where the shield's CPU goes, by stage, in process")
     return parser.parse_args()
 
 
@@ -100,11 +108,11 @@ class Bench:
         (self.folder / "jwks.json").write_text(json.dumps(issuer.jwks()))
         (self.folder / "tokens").write_text("\n".join(material.tokens(issuer, "https://bench.example/fhir")))
         for name, count in (("shield", 40), ("shield-200", 200)):
-            self._shield(name, ports[name], ports["upstream"], count)
+            self._shield(name, ports[name], f"http://127.0.0.1:{ports['upstream']}/fhir", count)
         for name, (port, _) in self.processes.items():
             _wait(port, name)
 
-    def _shield(self, name: str, port: int, upstream: int, rules: int) -> None:
+    def _shield(self, name: str, port: int, upstream: str, rules: int) -> None:
         home = self.folder / name
         home.mkdir()
         (home / "rules.yaml").write_text(yaml.safe_dump(material.rules(rules)))
@@ -119,7 +127,7 @@ class Bench:
             "listen": f"127.0.0.1:{port}",
             "public_url": "https://bench.example",
             "issuers": {"bench": issuer},
-            "upstreams": [{"path": "/fhir", "url": f"http://127.0.0.1:{upstream}/fhir", "issuers": ["bench"]}],
+            "upstreams": [{"path": "/fhir", "url": upstream, "issuers": ["bench"]}],
             "rules": "rules.yaml",
             "audit": {"journal": "audit"},
         }
@@ -186,6 +194,25 @@ class Bench:
             "rate": requests / micros * 1e6, "p50": p50 / 1000, "p99": p99 / 1000, "cpu": spent / max(requests, 1) * 1e6,
             "errors": errors, "bytes": size / max(requests, 1),
         }  # fmt: skip
+
+    def before_hapi(self, url: str) -> None:
+        """What the shield adds to a read of HAPI, one connection, direct and through it in turn."""
+        port = free_port()
+        self._shield("before-hapi", port, url, 40)
+        _wait(port, "before-hapi")
+        with urllib.request.urlopen(f"{url}/Patient?_count=1", timeout=30) as answer:
+            identity = json.loads(answer.read())["entry"][0]["resource"]["id"]
+        TARGETS["HAPI"] = f'"{urlsplit(url).path}/Patient/{identity}"'
+        direct = urlsplit(url).port or 80
+        found: dict[str, list[float]] = {"direct": [], "shield": []}
+        self.processes["direct"] = (direct, 0)
+        for turn in range(self.options.rounds + 1):
+            for name, process in (("direct", "direct"), ("shield", "before-hapi")):
+                result = self.ask(process, "HAPI", 1)
+                if turn:
+                    found[name].append(result["p50"])
+        one, other = statistics.median(found["direct"]), statistics.median(found["shield"])
+        print(f"read of HAPI, 1 connection: p50 {one:.2f} ms direct, {other:.2f} ms through the shield: {other - one:.2f} ms added")
 
     def show(self, what: str, concurrency: int, rounds: dict[str, list[dict[str, float]]], codec: float) -> None:
         print(f"{what}, {concurrency} connections")
