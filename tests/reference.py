@@ -202,7 +202,7 @@ def _object(node: dict[str, Any], kind: str, here: Location, found: dict[Locatio
     if not touched:
         return built
     _requires(built, kind, gone)
-    whole = _groups(built, kind, top=top)
+    whole = _groups(built, kind, gone, top=top)
     for name in gone:
         element = owner.elements[name]
         if element.min > 0:
@@ -275,11 +275,12 @@ def _requires(built: dict[str, Any], kind: str, gone: set[str]) -> None:
                     gone.add(name)
 
 
-def _groups(built: dict[str, Any], kind: str, *, top: bool) -> bool:
+def _groups(built: dict[str, Any], kind: str, gone: set[str], *, top: bool) -> bool:
     owner = type_of(kind)
     assert owner is not None
     for group in ANY_OF.get(kind, ()):
-        if not any(_names(built, kind, name) for name in group):
+        lost = {name for name in gone for one in group if one in {name, owner.elements[name].choice}}
+        if lost and not any(_names(built, kind, name) for name in group):
             if not top:
                 return False
             element = owner.elements[group[0]]

@@ -241,7 +241,7 @@ class Mend:
             _compact(owner, name)
         gone = {name for name in names if name not in owner and "_" + name not in owner}
         self._required_beside(spot, gone)
-        whole = self._any_left(spot)
+        whole = self._any_left(spot, gone)
         for name in gone:
             _mark_required(owner, spot.type, name)
         if spot.parent is not None and (not whole or not owner or owner.keys() == {"id"}):
@@ -260,10 +260,11 @@ class Mend:
                         gone.add(name)
                         more = True
 
-    def _any_left(self, spot: Spot) -> bool:
-        """Whether the object still has one of what it must have; a resource is given a marked one instead."""
+    def _any_left(self, spot: Spot, gone: set[str]) -> bool:
+        """Whether the object kept one of what it must have, where it had one; a resource is given a marked one instead."""
         for group in ANY_OF.get(spot.type, ()):
-            if any(_present(spot, name) for name in group):
+            lost = any(_is(name, one, spot.type) for name in gone for one in group)
+            if not lost or any(_present(spot, name) for name in group):
                 continue
             if spot.parent is not None:
                 return False
