@@ -8,6 +8,7 @@ tries again; until one succeeds, every exchange is refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -89,15 +90,16 @@ class Journal:
         return len(raw) - len(whole)
 
     def _attach(self, path: Path) -> None:
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         if self._descriptor >= 0:
             os.close(self._descriptor)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._descriptor = opened
         self._size = os.fstat(self._descriptor).st_size
 
     def _begin(self) -> None:
         """A new segment, whose name is durable before anything is written to it."""
+        self._attach(self._folder / f"journal-{self._segment + 1:08d}.log")
         self._segment += 1
-        self._attach(self._folder / f"journal-{self._segment:08d}.log")
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -176,7 +178,8 @@ class Journal:
         self._mac = mac
         self._count += len(records)
         if self._size >= SEGMENT:
-            self._begin()
+            with contextlib.suppress(OSError):  # the records are durable where they are; the next group tries again
+                self._begin()
         return first
 
     def _cut_back(self, size: int) -> None:

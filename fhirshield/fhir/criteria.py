@@ -7,17 +7,17 @@ say. What cannot be decided here (chains, ``_has``, composites, value sets) is a
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
 from fhirshield.errors import CriteriaError
 from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.ordered import EARLIEST, LATEST, PREFIX, compare, date_span, number_span
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.search_parameters import SearchParameter, reader, search_parameter
 
@@ -289,29 +289,9 @@ def _uri(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str,
 
 # --- ordered values: date, number, quantity -----------------------------------------------------------------------
 
-_PREFIX = re.compile(r"(eq|ne|gt|lt|ge|le|sa|eb)?(.+)\Z", re.DOTALL)
-
-
-def _ordered(prefix: str, low: Any, high: Any, wanted_low: Any, wanted_high: Any) -> Answer:
-    """Compare the range of a stored value with the range of a search value (both ends included)."""
-    if prefix in {"eq", "ne"}:
-        within: Answer = None
-        if wanted_low <= low and high <= wanted_high:
-            within = True
-        elif high < wanted_low or wanted_high < low:
-            within = False
-        return within if prefix == "eq" or within is None else not within
-    if prefix in {"gt", "sa"}:
-        return True if low > wanted_high else False if high <= wanted_high or prefix == "sa" else None
-    if prefix in {"lt", "eb"}:
-        return True if high < wanted_low else False if low >= wanted_low or prefix == "eb" else None
-    if prefix == "ge":
-        return True if low >= wanted_low else False if high < wanted_low else None
-    return True if high <= wanted_high else False if low > wanted_high else None
-
 
 def _date(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
-    found = _PREFIX.match(text)
+    found = PREFIX.match(text)
     span = date_span(found[2]) if found else None
     if found is None or span is None:
         raise CriteriaError(f"`{text}` is not a date with a prefix of eq ne gt lt ge le sa eb")
@@ -320,84 +300,32 @@ def _date(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str
     def decide(datatype: str, value: Any) -> Answer:
         if datatype == "Period" and isinstance(value, dict):
             start, end = value.get("start"), value.get("end")
-            first = date_span(start) if isinstance(start, str) else (_EARLIEST, _EARLIEST)
-            last = date_span(end) if isinstance(end, str) else (_LATEST, _LATEST)
+            first = date_span(start) if isinstance(start, str) else (EARLIEST, EARLIEST)
+            last = date_span(end) if isinstance(end, str) else (LATEST, LATEST)
             known = first and last and (first[0], last[1])
         else:
             known = date_span(value) if isinstance(value, str) else None
-        return _ordered(prefix, *known, *wanted) if known else None
+        return compare(prefix, *known, *wanted) if known else None
 
     return decide
 
 
-_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T(\d\d):(\d\d)(?::(\d\d)(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?)?)?\Z")
-_EARLIEST = dt.datetime.min.replace(tzinfo=dt.UTC)
-_LATEST = dt.datetime.max.replace(tzinfo=dt.UTC)
-Span = tuple[dt.datetime, dt.datetime]
-
-
-def date_span(text: str) -> Span | None:
-    """First and last instant that a FHIR date, dateTime or instant covers; without an offset it is taken as UTC."""
-    found = _DATE.match(text)
-    if not found:
-        return None
-    year, month, day, hour, minute, second, fraction, zone = found.groups()
-    try:
-        offset = dt.UTC if zone in {None, "Z"} else dt.datetime.strptime(zone, "%z").tzinfo
-        micro = int(Decimal(fraction or 0) * 1_000_000)
-        low = dt.datetime(
-            int(year), int(month or 1), int(day or 1), int(hour or 0), int(minute or 0),
-            min(int(second or 0), 59), micro, offset,
-        ).astimezone(dt.UTC)  # fmt: skip
-        if second:
-            width = dt.timedelta() if fraction else dt.timedelta(seconds=1)
-        elif hour:
-            width = dt.timedelta(minutes=1)
-        elif day:
-            width = dt.timedelta(days=1)
-        else:
-            following = low.replace(year=low.year + 1) if not month else _next_month(low)
-            width = following - low
-        return low, low + width - (dt.timedelta(microseconds=1) if width else dt.timedelta())
-    except (ValueError, OverflowError):
-        return None
-
-
-def _next_month(moment: dt.datetime) -> dt.datetime:
-    return (moment + dt.timedelta(days=31)).replace(day=1)
-
-
 def _number(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
-    prefix, low, high = _number_span(text)
+    prefix, low, high = number_span(text)
 
     def decide(datatype: str, value: Any) -> Answer:
         if isinstance(value, bool) or not isinstance(value, int | Decimal):
             return None
-        return _ordered(prefix, value, value, low, high)
+        return compare(prefix, value, value, low, high)
 
     return decide
-
-
-def _number_span(text: str) -> tuple[str, Decimal, Decimal]:
-    """The prefix and the range that a number stands for: half a unit of its last digit around it (R4 §3.1.1.4.6)."""
-    found = _PREFIX.match(text)
-    try:
-        number = Decimal(found[2] if found else "")
-        exponent = number.as_tuple().exponent
-    except InvalidOperation:
-        raise CriteriaError(f"`{text}` is not a number with a prefix of eq ne gt lt ge le sa eb") from None
-    if found is None or not isinstance(exponent, int):
-        raise CriteriaError(f"`{text}` is not a finite number")
-    prefix = found[1] or "eq"
-    half = Decimal(1).scaleb(exponent) / 2 if prefix in {"eq", "ne"} else Decimal(0)
-    return prefix, number - half, number + half
 
 
 def _quantity(text: str, modifier: str, parameter: SearchParameter, bases: tuple[str, ...]) -> Decide:
     parts = [unescape(part) for part in split(text, "|")]
     if len(parts) not in {1, 3}:
         raise CriteriaError(f"`{text}` is not `number` or `number|system|code`")
-    prefix, low, high = _number_span(parts[0])
+    prefix, low, high = number_span(parts[0])
     system, code = (parts[1], parts[2]) if len(parts) == 3 else ("", "")
 
     def decide(datatype: str, value: Any) -> Answer:
@@ -410,7 +338,7 @@ def _quantity(text: str, modifier: str, parameter: SearchParameter, bases: tuple
             return None
         if code and code not in {value.get("code"), value.get("unit")}:
             return None
-        return _ordered(prefix, amount, amount, low, high)
+        return compare(prefix, amount, amount, low, high)
 
     return decide
 

@@ -208,6 +208,28 @@ async def test_segments_turn_over_and_stay_one_chain(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.promise
+async def test_a_segment_that_cannot_begin_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT", 300)
+    made = journal(tmp_path)
+    original = os.open
+
+    def fail(path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(24, "Too many open files")
+        return original(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", fail)
+    for number in range(8):
+        await made.record({"n": number}, "d")
+    monkeypatch.setattr(os, "open", original)
+    for number in range(8, 12):
+        await made.record({"n": number}, "d")
+    await made.close()
+    assert [row["n"] for row in records(tmp_path / "journal")] == list(range(12))
+    assert verify(tmp_path / "journal", KEY, tmp_path / "witness").faults == ()
+    assert len(segments_of(tmp_path / "journal")) > 1
+
+
 async def test_a_flood_of_strangers_is_counted_not_kept(tmp_path: Path) -> None:
     made = journal(tmp_path)
     clock = [0.0]
