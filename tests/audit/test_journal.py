@@ -207,7 +207,6 @@ async def test_segments_turn_over_and_stay_one_chain(tmp_path: Path, monkeypatch
     assert verify(tmp_path / "journal", KEY, tmp_path / "witness").faults
 
 
-@pytest.mark.promise
 async def test_a_segment_that_cannot_begin_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEGMENT", 300)
     made = journal(tmp_path)
@@ -230,6 +229,7 @@ async def test_a_segment_that_cannot_begin_loses_nothing(tmp_path: Path, monkeyp
     assert len(segments_of(tmp_path / "journal")) > 1
 
 
+@pytest.mark.promise
 async def test_a_flood_of_strangers_is_counted_not_kept(tmp_path: Path) -> None:
     made = journal(tmp_path)
     clock = [0.0]
