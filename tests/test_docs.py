@@ -21,7 +21,7 @@ from fhirshield.document import schema_of
 from fhirshield.model import Reason
 from fhirshield.policy.load import loads
 from fhirshield.settings import NOT_YET, load
-from tests.parts import ROOT
+from tests.parts import ROOT, need
 from tests.test_settings import leaves
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/adr/*.md")])
@@ -149,7 +149,8 @@ def test_each_token_of_passage_is_made_in_one_room(made: str, maker: str) -> Non
 
 
 def test_the_project_speaks_of_itself_alone() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    git = need("git", "it lists the project's files")
+    tracked = subprocess.run([git, "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     words = re.compile(r"/" + r"work/|/" + r"tmp/bg|files\.pytho" + r"nhosted|registry\.npm" + r"js|repo\.mave" + r"n")
     for name in tracked:
         path = ROOT / name
