@@ -26,6 +26,8 @@ SEGMENT = 64 << 20
 """Bytes after which a new segment begins."""
 PATIENCE = 5.0
 """Seconds to wait for a receipt before the exchange is refused."""
+LAZY = 0.05
+"""Seconds for which a record that nobody waits for may wait for company."""
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -52,6 +54,7 @@ class Journal:
         self._thread = ThreadPoolExecutor(1, "journal")
         self._waiting: list[Waiting] = []
         self._running = False
+        self._later: asyncio.TimerHandle | None = None
         self._descriptor = -1
         self._size = 0
         self._segment = 0
@@ -116,8 +119,13 @@ class Journal:
         return await future
 
     def note(self, entry: dict[str, Any]) -> None:
-        """Append one record that nobody waits for."""
+        """Append one record that nobody waits for: with the next group, or after a short while."""
         self._waiting.append((_encode(entry), "", None))
+        if not self._running and self._later is None:
+            self._later = asyncio.get_running_loop().call_later(LAZY, self._wake)
+
+    def _wake(self) -> None:
+        self._later = None
         self._kick()
 
     def counted(self, decision: str) -> Receipt:
@@ -209,7 +217,10 @@ class Journal:
     async def close(self) -> None:
         """Wait for what is under way, publish the head, let go."""
         while self._running or self._waiting:
+            self._kick()
             await asyncio.sleep(0.005)
+        if self._later is not None:
+            self._later.cancel()
         await self.publish()
         self._thread.shutdown()
         if self._descriptor >= 0:
