@@ -54,6 +54,8 @@ class Journal:
         self._thread = ThreadPoolExecutor(1, "journal")
         self._waiting: list[Waiting] = []
         self._running = False
+        self._task: asyncio.Task[None] | None = None
+        """Held, so that it is not collected while callers wait for it."""
         self._later: asyncio.TimerHandle | None = None
         self._descriptor = -1
         self._size = 0
@@ -135,7 +137,7 @@ class Journal:
     def _kick(self) -> None:
         if not self._running:
             self._running = True
-            asyncio.get_running_loop().create_task(self._run())
+            self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         try:
@@ -145,6 +147,9 @@ class Journal:
                     first = await self._committed(group)
                 except OSError as error:
                     _fail(group, Unavailable(f"the journal cannot be written: {error.strerror}"))
+                    continue
+                except Exception as error:  # noqa: BLE001 - law 3: whoever waits is refused, whatever went wrong
+                    _fail(group, Unavailable(f"the journal cannot be written: {type(error).__name__}"))
                     continue
                 for offset, (_, decision, future) in enumerate(group):
                     if future is not None and not future.done():

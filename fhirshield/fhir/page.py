@@ -50,12 +50,15 @@ def link_target(url: object, base: str, resource_type: str) -> tuple[tuple[str, 
     """
     if not isinstance(url, str):
         return None
-    parts, home = urlsplit(url), urlsplit(base)
+    try:
+        parts, home = urlsplit(url), urlsplit(base)
+        query = tuple(parse_qsl(parts.query, keep_blank_values=True, max_num_fields=200))
+    except ValueError:
+        return None
     if parts.netloc and (parts.scheme, parts.netloc) != (home.scheme, home.netloc):
         return None
     path = parts.path.rstrip("/")
     below = path.removeprefix(home.path.rstrip("/")).strip("/") if path.startswith(home.path.rstrip("/")) else None
     if below not in {"", resource_type, f"{resource_type}/_search"} or parts.fragment:
         return None
-    query = tuple(parse_qsl(parts.query, keep_blank_values=True, max_num_fields=200))
     return ((resource_type,) if below else ()), query

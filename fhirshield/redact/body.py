@@ -82,6 +82,7 @@ class Redactor:
         if not verdict.shown:
             _add(work.tally.withheld, verdict.reason)
             return None
+        patients = patients_of(resource, work.permit.situation.bases) or () if has_subject(resource["resourceType"]) else ()
         try:
             view = self._redact(resource, verdict.applies, work, mark=_PLACE)
         except (ResourceDropped, _Unseen) as error:
@@ -90,8 +91,7 @@ class Redactor:
         tally = work.tally
         tally.shown += 1
         _add(tally.granted, verdict.rule)
-        if has_subject(resource["resourceType"]):
-            tally.patients.update(patients_of(resource, work.permit.situation.bases) or ())
+        tally.patients.update(patients)
         content = self._linker.ours(work.permit, encode(resource))
         if not view.marked:
             return content, ""

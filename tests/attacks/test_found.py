@@ -234,3 +234,17 @@ async def test_a_page_link_of_one_patient_does_not_open_under_another(tmp_path: 
         url = (await here.ask("/Observation?_count=2", first)).json["link"][1]["url"]
         assert (await here.ask(url, first)).status == 200
         assert (await here.ask(url, second)).status == 404
+
+
+def test_the_record_names_the_patient_where_the_view_does_not() -> None:
+    observation = {"resourceType": "Observation", "id": "o", "subject": {"reference": "Patient/p1"}}
+    outcome = decide([hide("$.subject", resource="Observation")], "GET /Observation/o", observation)
+    assert "subject" not in outcome.body and outcome.tally.patients == {"p1"}
+
+
+@pytest.mark.parametrize("url", ["http://[", "", 5, None, "http://evil.example/fhir?x=1", "?" + "&".join(["a=b"] * 300)])
+async def test_page_links_of_the_upstream_that_cannot_be_read_end_here(tmp_path: Path, url: Any) -> None:
+    bundle = {"resourceType": "Bundle", "type": "searchset", "link": [{"relation": "next", "url": url}]}
+    async with world(tmp_path, upstream=upstream_saying(200, json.dumps(bundle).encode())) as here:
+        answer = await here.ask("/Patient", here.token())
+        assert answer.status == 200 and [link["relation"] for link in answer.json["link"]] == ["self"]

@@ -159,6 +159,20 @@ async def test_a_failing_disk_refuses_and_recovers(tmp_path: Path, monkeypatch: 
     assert [row["n"] for row in records(tmp_path / "journal")] == [1, 2]
 
 
+async def test_an_error_that_nobody_foresaw_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = journal(tmp_path)
+
+    def explode(key: bytes, before: bytes, record: bytes) -> bytes:
+        raise RuntimeError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(chain, "link", explode)
+        with pytest.raises(Unavailable):
+            await made.record({}, "d")
+    assert (await made.record({}, "d")).sequence == 0
+    await made.close()
+
+
 async def test_half_a_write_is_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = journal(tmp_path)
     original = os.write
