@@ -11,7 +11,7 @@ from typing import Any
 from fhirshield.errors import MalformedFhir, Unavailable
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.interaction import Interaction, Kind
-from fhirshield.fhir.reference_places import may_stand_in_extensions
+from fhirshield.fhir.reference_places import extensions
 from fhirshield.model import Answer, Denial, Plan, Reason, Refused
 from fhirshield.outbound.fhir_server import FhirServer
 from fhirshield.outbound.http import Response
@@ -59,8 +59,8 @@ class Forwarder:
         if not self._is_what_was_asked(plan.permit.interaction, resource):
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not what was asked for")
         headers = {name: value for name in HEADERS if _PLAIN.match(value := response.headers.get(name, ""))}
-        careful = b"modifierExtension" in response.body or b"\\u" in response.body
-        return Answer(plan, 200, headers, resource, careful, may_stand_in_extensions(response.body))
+        careful, deep = extensions(response.body)
+        return Answer(plan, 200, headers, resource, careful, deep)
 
     def _is_what_was_asked(self, interaction: Interaction, resource: Any) -> bool:
         if not isinstance(resource, dict):

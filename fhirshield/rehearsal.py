@@ -17,7 +17,7 @@ from fhirshield.authorize import authorize
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir import scopes as smart
 from fhirshield.fhir.interaction import Interaction, Kind
-from fhirshield.fhir.reference_places import may_stand_in_extensions
+from fhirshield.fhir.reference_places import extensions
 from fhirshield.forward import not_found
 from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Tally
 from fhirshield.policy.compile import RuleSet
@@ -107,7 +107,7 @@ def _answer(permit: Permit, stored: list[Any]) -> Answer:
         if resource is None:
             raise Refused(not_found())
     body = fhir_json.encode(resource)
-    return Answer(plan, 200, {}, fhir_json.decode(body), careful=True, deep=may_stand_in_extensions(body))
+    return Answer(plan, 200, {}, fhir_json.decode(body), careful=True, deep=extensions(body)[1])
 
 
 def principal_from(row: dict[str, Any]) -> Principal:

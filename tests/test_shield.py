@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from fhirshield.audit.journal import verify
-from fhirshield.redact import body
+from fhirshield.redact.program import Program
 from tests.world import OPEN, World, world
 
 NURSE = {
@@ -406,7 +406,7 @@ async def test_unforeseen_errors_deny(tmp_path: Path, monkeypatch: pytest.Monkey
         raise RuntimeError("078-05-1120")
 
     async with world(tmp_path, NURSE) as here:
-        monkeypatch.setattr(body, "carry_out", explode)
+        monkeypatch.setattr(Program, "follow", explode)
         answer = await here.ask("/Patient/pat-1", here.token(roles=["nurse"]))
         assert answer.status == 500 and answer.json["issue"][0]["code"] == "exception"
         assert "078-05-1120" not in answer.body.decode() + caplog.text

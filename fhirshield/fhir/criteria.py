@@ -149,8 +149,11 @@ def judge_of(criterion: Criterion, resource_type: str, bases: tuple[str, ...] = 
     decides = [_DECIDERS[parameter.type](value, criterion.modifier, parameter, bases) for value in criterion.values]
     read = reader(parameter.ways)
     negate = criterion.modifier == "not"
+    common = None if negate else _code_or_concept(parameter, criterion.values)
 
     def decide(resource: Any) -> Answer:
+        if common is not None and (known := common(resource)) is not None:
+            return known
         result: Answer = False
         for datatype, value in read(resource):
             for one in decides:
@@ -162,6 +165,48 @@ def judge_of(criterion: Criterion, resource_type: str, bases: tuple[str, ...] = 
         return (not result if negate else result) if result is not None else None
 
     return decide
+
+
+def _code_or_concept(parameter: SearchParameter, values: tuple[str, ...]) -> Judge | None:
+    """What most tokens ask of most resources, decided at once: exactly equal codes. None where it takes a closer look."""
+    ways = parameter.ways
+    if parameter.type != "token" or len(ways) != 1 or len(ways[0].steps) != 1 or ways[0].steps[0][1]:
+        return None
+    name, datatype = ways[0].steps[0][0], ways[0].datatype
+    if datatype not in {"code", "CodeableConcept"}:
+        return None
+    wanted = [[unescape(part) for part in split(value, "|")] for value in values]
+    if any(not parts[-1] for parts in wanted):
+        return None
+    plain = frozenset(parts[0] for parts in wanted if len(parts) == 1)
+    exact = frozenset((parts[0], parts[1]) for parts in wanted if len(parts) == 2)
+    codes = frozenset(parts[-1] for parts in wanted)
+    folded = frozenset(code.casefold() for code in codes)
+
+    def code(resource: Any) -> Answer:
+        found = resource.get(name)
+        if type(found) is not str:
+            return None
+        if found in codes:
+            return True
+        return False if found.strip().casefold() not in folded else None
+
+    def concept(resource: Any) -> Answer:
+        found = resource.get(name)
+        for one in found if type(found) is list else (found,):
+            codings = one.get("coding") if type(one) is dict else None
+            if type(codings) is not list or not codings:
+                return None
+            for coding in codings:
+                if type(coding) is not dict or type(value := coding.get("code")) is not str:
+                    return None
+                if value in plain or (exact and value in codes and (coding.get("system"), value) in exact):
+                    return True
+                if value.strip().casefold() in folded:
+                    return None
+        return False if found else None
+
+    return code if datatype == "code" else concept
 
 
 def _missing(parameter: SearchParameter, values: tuple[str, ...]) -> Judge:

@@ -49,6 +49,16 @@ def _extension_pattern() -> re.Pattern[bytes]:
     return re.compile(b'"value(?:' + "|".join(name.removeprefix("value") for name in holding).encode() + b')"')
 
 
-def may_stand_in_extensions(body: bytes) -> bool:
-    """Whether JSON text may hold an extension with a Reference in its value; never False where it does."""
-    return b"\\u" in body or (b'xtension"' in body and _extension_pattern().search(body) is not None)
+_ESCAPE = re.compile(rb"\\u")
+
+
+def extensions(body: bytes) -> tuple[bool, bool]:
+    """Whether JSON text may hold modifier extensions, and extensions with a Reference in their value.
+
+    Never False where it does: a name may be written with escapes, so text with any may hold both.
+    """
+    if _ESCAPE.search(body):
+        return True, True
+    if b"xtension" not in body:
+        return False, False
+    return b"modifierExtension" in body, _extension_pattern().search(body) is not None

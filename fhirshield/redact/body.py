@@ -12,10 +12,12 @@ from fhirshield.fhir.interaction import Kind
 from fhirshield.fhir.json import encode
 from fhirshield.fhir.subjects import has_subject, patients_of
 from fhirshield.model import Answer, Denial, Permit, Reason, Refused, Tally, TypeView, Verdict, View
-from fhirshield.redact import names
 from fhirshield.redact.links import Linker
+from fhirshield.redact.mend import ResourceDropped, carry_out
+from fhirshield.redact.names import Names
 from fhirshield.redact.operations import Tools
-from fhirshield.redact.program import Change, Program, ResourceDropped, Spot, carry_out
+from fhirshield.redact.place import Change
+from fhirshield.redact.program import Program
 from fhirshield.ring import Ring
 
 JSON = ("Content-Type", "application/fhir+json; charset=utf-8")
@@ -47,6 +49,7 @@ class Redactor:
         self._ring = ring
         self._linker = Linker(ring, page_lifetime)
         self._programs: dict[tuple[TypeView, int], Program] = {}
+        self._names: dict[TypeView, Names] = {}
 
     def __call__(self, answer: Answer) -> View:
         """The view of an answer. Raises Refused (404) where the one resource asked for is withheld."""
@@ -107,17 +110,13 @@ class Redactor:
         view = work.permit.view(resource["resourceType"])
         silent = view.silent | self._within(resource, work)
         changes: list[Change] = []
-        redacted = work.tally.redacted
-
-        def count(rule: str) -> None:
-            redacted[rule] = redacted.get(rule, 0) + 1
-
-        spot = self._program(view, applies).find(resource, changes) if applies else None
+        counts = work.tally.redacted
+        if applies:
+            self._program(view, applies).follow(resource, work.tools, changes, counts)
         if not view.naming.all_open:
-            root = spot or Spot(resource, view.type, 0, None, None, None)
-            names.clean(root, view.naming, work.deep, changes, count)
+            self._names_of(view).clean(resource, work.deep, changes, counts)
         if changes:
-            carry_out(changes, work.tools, count)
+            carry_out(changes, work.tools, counts)
         if silent:
             resource.pop("text", None)
             if view.type == "Composition":
@@ -134,6 +133,14 @@ class Redactor:
                 self._programs.clear()
             bound = tuple(o for i, o in enumerate(view.obligations) if applies >> i & 1)
             found = self._programs[key] = Program(view.type, bound)
+        return found
+
+    def _names_of(self, view: TypeView) -> Names:
+        found = self._names.get(view)
+        if found is None:
+            if len(self._names) >= MOST_PROGRAMS:
+                self._names.clear()
+            found = self._names[view] = Names(view.type, view.naming)
         return found
 
     # --- resources within resources -------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """Obligations on one type -> one pass over a resource, in place.
 
 The pass has three parts, and the order is what makes them commute. *Find*: every path is followed on the untouched
-resource, so that no filter sees another redaction's work. *Change*: operations that meet on one element are merged and
-carried out. *Mend*: from the deepest change upward, emptied elements go, required ones are marked as masked, aligned
-arrays stay aligned, and invariants hold again.
+resource, so that no filter sees another redaction's work. *Change* and *mend* (``mend.py``): what meets on one element is
+merged and carried out, then made valid again. Obligations that meet no other take a short way (``direct.py``).
 
 The tree of a program is data (closures over constants), not generated code: no text of a rule is ever executed.
 """
@@ -11,45 +10,14 @@ The tree of a program is data (closures over constants), not generated code: no 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from fhirshield.fhir.absent import absent, has_absent_form, marker
-from fhirshield.fhir.definitions import Element, type_of
-from fhirshield.fhir.invariants import ANY_OF, REQUIRES
+from fhirshield.fhir.definitions import Element
 from fhirshield.fhir.path import Each, Name, Predicate, Segment, Where, predicate
 from fhirshield.model import Obligation, Operation, Remove
-from fhirshield.redact.operations import REMOVED, Tools, apply, merge
-
-MISSHAPEN = "misshapen"
-"""Counted as the rule where an element has not the shape that R4 gives it and so cannot be looked into: it goes."""
-
-
-class ResourceDropped(Exception):
-    """A redaction with ``drop`` leaves nothing of the resource. Carries the rule."""
-
-
-@dataclass(slots=True)
-class Spot:
-    """An object within a resource: where it stands, so that it can be removed if nothing of it remains."""
-
-    object: dict[str, Any]
-    type: str
-    depth: int
-    parent: Spot | None
-    element: Element | None
-    """The element of the parent that holds it."""
-    index: int | None
-    """Its place where that element repeats."""
-
-    @property
-    def delicate(self) -> bool:
-        """Whether this type's invariants speak of what stands beside what."""
-        return self.type in REQUIRES or self.type in ANY_OF
-
-
-Change = tuple[Spot, Element, int | None, Operation, str]
-"""(object, element of it, index where it repeats, operation, rule)"""
+from fhirshield.redact.direct import Counts, direct, stand_alone
+from fhirshield.redact.operations import Tools
+from fhirshield.redact.place import MISSHAPEN, Chain, Change, Spot, element_of, spot_of
 
 
 class Node:
@@ -76,45 +44,59 @@ class Program:
     def __init__(self, resource_type: str, obligations: tuple[Obligation, ...]) -> None:
         self._type = resource_type
         self._children: dict[str, Node] = {}
-        for obligation in obligations:
-            self._add(self._children, resource_type, obligation.path.segments, obligation)
+        alone = stand_alone(resource_type, obligations)
+        steps = []
+        for place, obligation in enumerate(obligations):
+            path, operation, rule = obligation.path.segments, obligation.operation, obligation.rule
+            if place in alone:
+                steps.append(direct(resource_type, path, operation, rule, _long_way(operation, rule)))
+            else:
+                _add(self._children, resource_type, path, operation, rule)
+        self._steps = tuple(steps)
 
-    def _add(self, children: dict[str, Node], owner: str, segments: tuple[Segment, ...], obligation: Obligation) -> None:
-        step, rest = segments[0], segments[1:]
-        assert isinstance(step, Name)
-        for name in step.names:
-            element = element_of(owner, name)
-            node = children.setdefault(name, Node(element))
-            if not rest:
-                node.whole.append((obligation.operation, obligation.rule))
-                continue
-            if isinstance(rest[0], Name):
-                self._add(node.children, element.type, rest, obligation)
-                continue
-            test = predicate(rest[0].expression) if isinstance(rest[0], Where) else None
-            operations = [] if rest[1:] else [(obligation.operation, obligation.rule)]
-            below: dict[str, Node] = {}
-            if rest[1:]:
-                self._add(below, element.type, rest[1:], obligation)
-            node.entries.append((test, operations, below))
-            assert isinstance(rest[0], Each | Where)
-
-    def find(self, resource: dict[str, Any], changes: list[Change]) -> Spot:
-        """Follow every path; add what is to be changed. Returns the spot of the resource itself."""
-        root = Spot(resource, self._type, 0, None, None, None)
-        _visit(root, self._children, resource, changes)
-        return root
+    def follow(self, resource: dict[str, Any], tools: Tools, changes: list[Change], counts: Counts) -> None:
+        """Follow every path: add what is to be changed, and change at once what meets nothing else."""
+        if self._children:
+            _visit(Spot(resource, self._type, 0, None, None, None), self._children, resource, changes)
+        chain = (resource, self._type, 0, None, None, None)
+        for step in self._steps:
+            step(resource, chain, tools, changes, counts)
 
 
-def element_of(owner: str, name: str) -> Element:
-    """The element of that JSON name, a primitive's ``_sibling`` included."""
-    kind = type_of(owner)
-    assert kind is not None
-    found = kind.elements.get(name)
-    if found is not None:
-        return found
-    base = kind.elements[name[1:]]
-    return Element(name, "Element", 0, base.many, False, base.summary, base.choice, (), "")
+def _add(children: dict[str, Node], owner: str, segments: tuple[Segment, ...], operation: Operation, rule: str) -> None:
+    step, rest = segments[0], segments[1:]
+    assert isinstance(step, Name)
+    for name in step.names:
+        element = element_of(owner, name)
+        node = children.setdefault(name, Node(element))
+        if not rest:
+            node.whole.append((operation, rule))
+            continue
+        if isinstance(rest[0], Name):
+            _add(node.children, element.type, rest, operation, rule)
+            continue
+        test = predicate(rest[0].expression) if isinstance(rest[0], Where) else None
+        operations = [] if rest[1:] else [(operation, rule)]
+        below: dict[str, Node] = {}
+        if rest[1:]:
+            _add(below, element.type, rest[1:], operation, rule)
+        node.entries.append((test, operations, below))
+        assert isinstance(rest[0], Each | Where)
+
+
+def _long_way(operation: Operation, rule: str) -> Any:
+    """For an obligation that goes the short way: how to go on the long way from an object where that ends."""
+
+    def from_here(owner: str, segments: tuple[Segment, ...]) -> Callable[[dict[str, Any], Chain, list[Change]], None]:
+        children: dict[str, Node] = {}
+        _add(children, owner, segments, operation, rule)
+
+        def go_on(value: dict[str, Any], chain: Chain, changes: list[Change]) -> None:
+            _visit(spot_of(chain), children, value, changes)
+
+        return go_on
+
+    return from_here
 
 
 def _visit(spot: Spot, children: dict[str, Node], root: dict[str, Any], changes: list[Change]) -> None:
@@ -154,179 +136,3 @@ def _entries(spot: Spot, node: Node, value: Any, step: Step, root: dict[str, Any
             _visit(Spot(entry, element.type, spot.depth + 1, spot, element, index), deeper, root, changes)
         elif entry is not None:
             changes.append((spot, element, index, Remove(), MISSHAPEN))
-
-
-# --- change -----------------------------------------------------------------------------------------------------------
-
-
-def carry_out(changes: list[Change], tools: Tools, count: Callable[[str], None]) -> None:
-    """Change and mend. Raises ResourceDropped."""
-    merged: dict[tuple[int, str, int | None], Change] = {}
-    for change in changes:
-        key = (id(change[0].object), change[1].name, change[2])
-        known = merged.setdefault(key, change)
-        if known is not change:
-            merged[key] = (*known[:3], merge(known[3], change[3]), known[4])
-    mend = Mend()
-    for spot, element, index, operation, rule in merged.values():
-        count(rule)
-        if isinstance(operation, Remove) and operation.drop:
-            spot, element, index = _droppable(spot, element, index, rule)
-            operation = Remove()
-        _change(spot, element, index, operation, tools, mend)
-    mend.run()
-
-
-def _droppable(spot: Spot, element: Element, index: int | None, rule: str) -> tuple[Spot, Element, int | None]:
-    """The closest ancestor that may go: no modifier, and optional or with an absent form."""
-    here: Spot | None = spot
-    while here is not None and here.element is not None and here.parent is not None:
-        if not here.element.modifier and (here.element.min == 0 or has_absent_form(here.element)):
-            return here.parent, here.element, here.index
-        here = here.parent
-    raise ResourceDropped(rule)
-
-
-def _change(spot: Spot, element: Element, index: int | None, operation: Operation, tools: Tools, mend: Mend) -> None:
-    owner, name = spot.object, element.name
-    value = owner.get(name)
-    if index is None or (index == 0 and type(value) is not list and value is not None):
-        if "_" + name in owner:
-            del owner["_" + name]
-        if type(operation) is not Remove and value is not None and type(value) is not dict and type(value) is not list:
-            shown = apply(operation, value, tools)
-            if shown is not REMOVED:
-                owner[name] = shown
-                return
-        owner.pop(name, None)
-        if not owner or element.min or spot.delicate or (len(owner) == 1 and "id" in owner):
-            mend.touch(spot, name)
-        return
-    values: list[Any] = value if type(value) is list else []
-    one = values[index] if index < len(values) else None
-    shown = REMOVED if one is None or type(one) in (dict, list) else apply(operation, one, tools)
-    if index < len(values):
-        values[index] = shown
-    sibling = owner.get("_" + name)
-    if type(sibling) is list and index < len(sibling):
-        sibling[index] = REMOVED if shown is REMOVED else None
-        mend.touch(spot, name)
-    elif shown is REMOVED:
-        mend.touch(spot, name)
-
-
-# --- mend -------------------------------------------------------------------------------------------------------------
-
-
-class Mend:
-    """Makes what was touched valid again, deepest first."""
-
-    def __init__(self) -> None:
-        self._touched: dict[int, dict[int, tuple[Spot, set[str]]]] = {}
-
-    def touch(self, spot: Spot, name: str) -> None:
-        """Note that something of this element was taken away."""
-        level = self._touched.setdefault(spot.depth, {})
-        level.setdefault(id(spot.object), (spot, set()))[1].add(name)
-
-    def run(self) -> None:
-        """Mend everything touched, and what that touches in turn."""
-        while self._touched:
-            for spot, names in self._touched.pop(max(self._touched)).values():
-                self._mend(spot, names)
-
-    def _mend(self, spot: Spot, names: set[str]) -> None:
-        owner = spot.object
-        for name in names:
-            _compact(owner, name)
-        gone = {name for name in names if name not in owner and "_" + name not in owner}
-        self._required_beside(spot, gone)
-        whole = self._any_left(spot, gone)
-        for name in gone:
-            _mark_required(owner, spot.type, name)
-        if spot.parent is not None and (not whole or not owner or owner.keys() == {"id"}):
-            self._remove(spot)
-
-    def _required_beside(self, spot: Spot, gone: set[str]) -> None:
-        """Take away what may not stand without something that is gone."""
-        more = True
-        while more:
-            more = False
-            for dependent, needed in REQUIRES.get(spot.type, ()):
-                if any(_is(name, needed, spot.type) for name in gone) and not _present(spot, needed):
-                    for name in _forms(spot, dependent):
-                        spot.object.pop(name, None)
-                        spot.object.pop("_" + name, None)
-                        gone.add(name)
-                        more = True
-
-    def _any_left(self, spot: Spot, gone: set[str]) -> bool:
-        """Whether the object kept one of what it must have, where it had one; a resource is given a marked one instead."""
-        for group in ANY_OF.get(spot.type, ()):
-            lost = any(_is(name, one, spot.type) for name in gone for one in group)
-            if not lost or any(_present(spot, name) for name in group):
-                continue
-            if spot.parent is not None:
-                return False
-            element = element_of(spot.type, group[0])
-            form: Any = marker() if element.primitive else absent(element)
-            spot.object[("_" if element.primitive else "") + element.name] = [form] if element.many else form
-        return True
-
-    def _remove(self, spot: Spot) -> None:
-        parent, element = spot.parent, spot.element
-        assert parent is not None and element is not None
-        values = parent.object.get(element.name)
-        if spot.index is None:
-            parent.object.pop(element.name, None)
-        elif type(values) is list and spot.index < len(values) and values[spot.index] is spot.object:
-            values[spot.index] = REMOVED
-        self.touch(parent, element.name)
-
-
-def _compact(owner: dict[str, Any], name: str) -> None:
-    """Drop removed entries of a repeating element and its sibling together; drop either when it holds nothing."""
-    values, sibling = owner.get(name), owner.get("_" + name)
-    if type(values) is list or type(sibling) is list:
-        first = values if type(values) is list else []
-        second = sibling if type(sibling) is list else []
-        length = max(len(first), len(second))
-        pairs = [(first[i] if i < len(first) else None, second[i] if i < len(second) else None) for i in range(length)]
-        kept = [(v, s) for v, s in pairs if v is not REMOVED and s is not REMOVED]
-        _keep(owner, name, [v for v, _ in kept])
-        _keep(owner, "_" + name, [s for _, s in kept])
-
-
-def _keep(owner: dict[str, Any], name: str, values: list[Any]) -> None:
-    if any(value is not None for value in values):
-        owner[name] = values
-    else:
-        owner.pop(name, None)
-
-
-def _mark_required(owner: dict[str, Any], kind: str, name: str) -> None:
-    element = element_of(kind, name)
-    if element.min == 0:
-        return
-    form: Any = marker() if element.primitive else absent(element)
-    owner[("_" if element.primitive else "") + name] = [form] if element.many else form
-
-
-def _forms(spot: Spot, name: str) -> list[str]:
-    """The JSON names in this object of an element that may be a choice."""
-    kind = type_of(spot.type)
-    assert kind is not None
-    found = []
-    for key in spot.object:
-        element = kind.elements.get(key.removeprefix("_"))
-        if element is not None and name in {element.name, element.choice}:
-            found.append(element.name)
-    return list(dict.fromkeys(found))
-
-
-def _present(spot: Spot, name: str) -> bool:
-    return bool(_forms(spot, name))
-
-
-def _is(json_name: str, name: str, kind: str) -> bool:
-    return name in {json_name, element_of(kind, json_name).choice}

@@ -15,14 +15,17 @@ import yaml
 
 from fhirshield.authorize import authorize
 from fhirshield.fhir import json as fhir_json
-from fhirshield.fhir.reference_places import may_stand_in_extensions
+from fhirshield.fhir.reference_places import extensions
 from fhirshield.model import Answer, Denial, Plan
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import loads
 from fhirshield.receive import Receiver, Request
-from fhirshield.redact import Redactor, names
+from fhirshield.redact import Redactor
+from fhirshield.redact.mend import carry_out
+from fhirshield.redact.names import Names
 from fhirshield.redact.operations import Tools
-from fhirshield.redact.program import Change, Program, carry_out
+from fhirshield.redact.place import Change
+from fhirshield.redact.program import Program
 from fhirshield.rehearsal import principal_from
 from fhirshield.rewrite import rewrite
 from fhirshield.ring import Ring
@@ -61,7 +64,7 @@ def show() -> None:
             "receive": clock(partial(receive, receiver, asked)),
             "authorize": clock(partial(authorize, principal, interaction, situation, rules)),
             "decode": clock(partial(fhir_json.decode, body)),
-            "look for extensions": clock(partial(may_stand_in_extensions, body)),
+            "look for extensions": clock(partial(extensions, body)),
             "decode and redact": clock(partial(redact, redactor, plan, body)),
             "decode and encode (the codec alone)": clock(partial(codec, body)),
         }
@@ -81,10 +84,6 @@ def redact(redactor: Redactor, plan: Plan, body: bytes) -> None:
     redactor(Answer(plan, 200, {}, fhir_json.decode(body), careful=False, deep=False))
 
 
-def ignore(rule: str) -> None:
-    pass
-
-
 def codec(body: bytes) -> None:
     fhir_json.encode(fhir_json.decode(body))
 
@@ -94,7 +93,8 @@ def show_parts(permit: Any, resources: list[Any], ring: Ring) -> None:
     view = permit.view("Observation")
     tools = Tools(NOW.date(), lambda value: ring.digest("hashes", value))
     spent: dict[str, float] = {}
-    program = Program("Observation", view.obligations)
+    program, names = Program("Observation", view.obligations), Names("Observation", view.naming)
+    counts: dict[str, int] = {}
 
     def lap(part: str, begin: float) -> float:
         now = time.perf_counter()
@@ -106,11 +106,11 @@ def show_parts(permit: Any, resources: list[Any], ring: Ring) -> None:
         at = time.perf_counter()
         permit.judge(resource, "s", False)
         at = lap("judge", at)
-        spot = program.find(resource, changes)
+        program.follow(resource, tools, changes, counts)
         at = lap("follow paths", at)
-        names.clean(spot, view.naming, False, changes, ignore)
+        names.clean(resource, False, changes, counts)
         at = lap("names in references", at)
-        carry_out(changes, tools, ignore)
+        carry_out(changes, tools, counts)
         at = lap("change and mend", at)
         fhir_json.encode(resource)
         lap("encode", at)

@@ -16,7 +16,7 @@ from fhirshield.cli.explain import explain
 from fhirshield.fhir import json as fhir_json
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import loads
-from fhirshield.redact import names, program
+from fhirshield.redact import names, place
 from fhirshield.rehearsal import Outcome, Stage, principal_from
 from tests.generate import Generator
 from tests.parts import count
@@ -202,7 +202,7 @@ def test_explain_and_the_served_answer_agree(rows: list[Any], principal: Any, re
         if row["verdict"] == "permitted":
             assert granted and matched
     told_rules = {o["rule"] for row in told["resources"] for o in row["obligations"]}
-    assert set(outcome.tally.redacted) <= told_rules | {names.RULE, program.MISSHAPEN}
+    assert set(outcome.tally.redacted) <= told_rules | {names.RULE, place.MISSHAPEN}
 
 
 @pytest.mark.promise

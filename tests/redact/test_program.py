@@ -13,8 +13,10 @@ from fhirshield.fhir.definitions import Type, resource_types, type_of
 from fhirshield.fhir.path import Path, parse, targets
 from fhirshield.model import Generalize, Hash, Mask, Obligation, Operation, Remove, Replace
 from fhirshield.policy.operations import check_fit
+from fhirshield.redact.mend import ResourceDropped, carry_out
 from fhirshield.redact.operations import Tools
-from fhirshield.redact.program import Change, Program, ResourceDropped, carry_out
+from fhirshield.redact.place import Change
+from fhirshield.redact.program import Program
 from tests.generate import Generator
 from tests.parts import count
 from tests.reference import Dropped, interpret
@@ -84,8 +86,8 @@ def random_filter(generator: Generator, kind: Type | None) -> str:
 
 def run(resource: dict[str, Any], obligations: list[Obligation]) -> dict[str, Any]:
     changes: list[Change] = []
-    Program(resource["resourceType"], tuple(obligations)).find(resource, changes)
-    carry_out(changes, TOOLS, lambda rule: None)
+    Program(resource["resourceType"], tuple(obligations)).follow(resource, TOOLS, changes, {})
+    carry_out(changes, TOOLS, {})
     return resource
 
 
