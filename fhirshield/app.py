@@ -26,8 +26,9 @@ from fhirshield.model import Denial, Reason, Receipt, Situation, View
 from fhirshield.outbound.credential import BearerFile, ClientCredentials, NoCredential
 from fhirshield.outbound.fhir_server import Credential as CredentialSource
 from fhirshield.outbound.fhir_server import FhirServer
-from fhirshield.outbound.http import AioHttpClient, Client
+from fhirshield.outbound.http import Client
 from fhirshield.outbound.issuer import JwksFile, JwksUrl
+from fhirshield.outbound.pool import Pool
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import load as load_rules
 from fhirshield.receive import Receiver, Request
@@ -103,14 +104,14 @@ def _start(settings: Settings, rules: RuleSet, ring: Ring, journal: Journal) -> 
     recovery = journal.open()
     if recovery.cut:
         _log.warning("journal: cut %d bytes of an unfinished record; %d whole records kept", recovery.cut, recovery.records)
-    issuer_client = AioHttpClient(most=_SMALL, connect=2.0, answer=5.0)
+    issuer_client = Pool(most=_SMALL, connect=2.0, answer=5.0)
     clients: list[Client] = [issuer_client]
     keys = {name: _keys(issuer, issuer_client) for name, issuer in settings.issuers.items()}
     quota = Quota(journal, time.monotonic)
     redactor = Redactor(ring)
     shields = {}
     for upstream in settings.upstreams:
-        client = AioHttpClient(
+        client = Pool(
             most=settings.limits.answer, connect=upstream.connect_timeout, answer=upstream.answer_timeout,
             connections=settings.limits.concurrency,
         )  # fmt: skip

@@ -30,7 +30,7 @@ from fhirshield.demo.issuer import Issuer
 from fhirshield.demo.patients import generate
 from fhirshield.demo.store import Store
 from fhirshield.demo.walk import RECORD, Walk, callers, hidden
-from fhirshield.outbound.http import AioHttpClient
+from fhirshield.outbound.pool import Pool
 from fhirshield.ring import load_key
 from fhirshield.settings import load
 
@@ -80,7 +80,7 @@ async def _demo(folder: Path, port: int, *, smoke: bool) -> int:
     async with contextlib.AsyncExitStack() as stack:
         for app, listener in ((store, sockets[0]), (issuer, sockets[1]), (shield, sockets[2])):
             await stack.enter_async_context(serving(app, listener, server_options(settings)))
-        client = AioHttpClient(most=4 << 20, connect=2, answer=10)
+        client = Pool(most=4 << 20, connect=2, answer=10)
         stack.push_async_callback(client.close)
         people = callers(issuer, f"{shield_url}/fhir")
         count = sum(1 for r in resources if r["resourceType"] == "Patient")
