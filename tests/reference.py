@@ -71,7 +71,15 @@ def _element_at(location: Location, kind: str) -> Element:
 
 
 def _can_be_absent(element: Element) -> bool:
-    return element.type not in {"xhtml", "Resource"}
+    if element.type in {"xhtml", "Resource", "code"}:
+        return False
+    owner = type_of(element.type)
+    assert owner is not None
+    required = [c for c in owner.elements.values() if c.min > 0 and not element.primitive]
+    options: dict[str, list[Element]] = {}
+    for child in required:
+        options.setdefault(child.choice or child.name, []).append(child)
+    return all(_can_be_absent(children[0]) for children in options.values())
 
 
 # --- where a path leads ---------------------------------------------------------------------------------------------
@@ -298,5 +306,10 @@ def _absent(element: Element) -> dict[str, Any]:
         if child.min > 0 and (child.choice or child.name) not in seen:
             seen.add(child.choice or child.name)
             form: Any = MARK if child.primitive else _absent(child)
+            made[("_" if child.primitive else "") + child.name] = [form] if child.many else form
+    for group in ANY_OF.get(element.type, ()):
+        if "extension" not in group and not seen & set(group):
+            child = next(c for c in owner.elements.values() if group[0] in {c.name, c.choice})
+            form = MARK if child.primitive else _absent(child)
             made[("_" if child.primitive else "") + child.name] = [form] if child.many else form
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime as dt
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -102,6 +103,7 @@ async def world(
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules or OPEN))
     plain = {
         "public_url": url,
+        "zone": midday(),
         "issuers": {
             "demo": {"issuer": issuer_url, "jwks_url": f"{issuer_url}/jwks", "profile": "smart", "roles": {"from": "roles"}}
         },
@@ -139,3 +141,9 @@ def _listen() -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(("127.0.0.1", 0))
     return listener
+
+
+def midday() -> str:
+    """A zone in which it is about noon now, so that no test depends on the hour at which it runs."""
+    ahead = 12 - dt.datetime.now(dt.UTC).hour
+    return f"Etc/GMT{-ahead:+d}" if ahead else "UTC"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import aiohttp
 import pytest
@@ -14,9 +17,14 @@ import yaml
 
 from fhirshield.demo.patients import generate
 from fhirshield.fhir import json as fhir_json
+from fhirshield.fhir.definitions import resource_types
+from fhirshield.model import Obligation, Replace
 from fhirshield.policy.load import load as load_rules
+from fhirshield.rehearsal import Stage
 from tests.e2e.conftest import post, put
-from tests.parts import ROOT, data
+from tests.generate import Generator
+from tests.parts import ROOT, count, data
+from tests.redact.test_canaries import NOW, OPERATIONS, PRINCIPAL, fitting, places, rules_hiding
 from tests.world import OPEN, World, world
 
 pytestmark = pytest.mark.hapi
@@ -140,21 +148,69 @@ async def test_redacted_resources_stay_valid(tmp_path: Path, hapi: str, pack: st
             answer = await here.ask(path, token)
             if answer.status != 200:
                 continue
-            before, after = await direct(here, path), exact(answer.body)
-            assert await errors(here, after) <= await errors(here, before), (path, after)
+            async with here.session.get(here.upstream + path, headers={"Cache-Control": "no-cache"}) as stored:
+                before = await stored.read()
+            assert await errors(here, answer.body) <= await errors(here, before), (path, answer.body)
             checked += 1
         assert checked > 0
 
 
-async def errors(here: World, resource: dict[str, Any]) -> Counter[str]:
-    body = json.dumps(resource).encode()
-    url = f"{here.upstream}/{resource['resourceType']}/$validate"
+@pytest.mark.promise
+async def test_any_redaction_of_any_type_stays_valid(tmp_path: Path, hapi: str) -> None:
+    """The same for generated resources of every R4 type and obligations on any of their elements."""
+    checked = 0
+    made_here = [operation for operation in OPERATIONS if not isinstance(operation, Replace)]  # its value is the operator's
+    async with world(tmp_path, OPEN, upstream=hapi) as here:
+        for name in sorted(resource_types() - UNVALIDATED):
+            generator = Generator(crc32(name.encode()), density=0.4)
+            for _ in range(30):
+                resource = plain(generator.resource(name)) | {"id": "generated"}
+                before = await errors(here, fhir_json.encode(resource))
+                if not any("Failed to parse" in text for text in before):
+                    break
+            found = list(places(resource))
+            for jsonpath, element in generator.random.sample(found, min(count(40, 2), len(found))):
+                generator.random.shuffle(made_here)
+                path, operation = next((f for o in made_here for f in fitting(name, jsonpath, o)), (None, None))
+                if path is None or operation is None:
+                    continue
+                view = Stage(rules_hiding(Obligation("hide", name, path, operation)))
+                outcome = view.rehearse(PRINCIPAL, f"GET /{name}/generated", [copy.deepcopy(resource)], NOW)
+                if outcome.status != 200:
+                    continue
+                after = await errors(here, fhir_json.encode(outcome.body))
+                new = {t: n for t, n in after.items() if n > before[t] and not VALUE_DEPENDENT.search(t)}
+                assert not new, (element, path.text, operation, new, outcome.body, resource)
+                checked += 1
+    print(f"\n{checked} redacted resources validated")
+    assert checked > 100
+
+
+def plain(value: Any) -> Any:
+    """Without what the generator makes invalid: extensions, narrative, meta, types of references, and what is empty then."""
+    if isinstance(value, list):
+        return [kept for one in value if (kept := plain(one)) not in ({}, [])]
+    if isinstance(value, dict):
+        left = {key: plain(one) for key, one in value.items() if key not in {"extension", "text", "meta"} and key[:1] != "_"}
+        if left.keys() <= {"reference", "type", "identifier", "display"}:
+            left.pop("type", None)
+        return {key: one for key, one in left.items() if one not in ({}, [])}
+    return value
+
+
+async def errors(here: World, body: bytes) -> Counter[str]:
+    """What HAPI's validator finds wrong, without places in lists, which shift."""
+    url = f"{here.upstream}/{json.loads(body)['resourceType']}/$validate"
     async with here.session.post(url, data=body, headers={"Content-Type": "application/fhir+json"}) as answer:
         outcome = json.loads(await answer.read())
     found = [i["diagnostics"] for i in outcome["issue"] if i["severity"] in {"error", "fatal"}]
-    return Counter(found)
+    return Counter(re.sub(r"[0-9]+", "#", text.partition(" (codes =")[0]) for text in found)
 
 
+UNVALIDATED = {"StructureDefinition", "StructureMap"}
+"""HAPI's validator itself fails on these where a required name is absent (``NullPointerException``)."""
+VALUE_DEPENDENT = re.compile(r"Constraint failed: (per|trd|tcp|que|tst)-#|Unable to find an item with the linkId")
+"""Invariants that depend on values: docs/rules.md names them."""
 ROLES = {
     "billing": (["billing"], "HPAYMT"),
     "clinician": (["clinician"], "TREAT"),

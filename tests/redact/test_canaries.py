@@ -18,7 +18,7 @@ import pytest
 from fhirshield.errors import PathError
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.definitions import Element, kind_of, resource_types, type_of
-from fhirshield.fhir.path import parse, targets
+from fhirshield.fhir.path import Path, parse, targets
 from fhirshield.model import Generalize, Hash, Mask, Obligation, Operation, Remove, Replace
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import loads
@@ -120,7 +120,8 @@ def test_hidden_canaries_leave_in_no_byte(name: str, caplog: pytest.LogCaptureFi
         hide(resource, name, jsonpath, element, operation, caplog)
 
 
-def hide(resource: Any, name: str, jsonpath: str, element: tuple[str, ...], operation: Operation, caplog: Any) -> None:
+def fitting(name: str, jsonpath: str, operation: Operation) -> Iterator[tuple[Path, Operation]]:
+    """The path with the operation, or with the removal that is possible there, or nothing where it does not fit."""
     path = parse(jsonpath)
     try:
         for target in targets(path, name):
@@ -132,15 +133,24 @@ def hide(resource: Any, name: str, jsonpath: str, element: tuple[str, ...], oper
                 operation = Remove(drop=True)
     except PathError:
         return
-    obligation = Obligation("hide", name, path, operation)
+    yield path, operation
+
+
+def hide(resource: Any, name: str, jsonpath: str, element: tuple[str, ...], operation: Operation, caplog: Any) -> None:
+    for path, fits in fitting(name, jsonpath, operation):
+        hide_one(resource, element, Obligation("hide", name, path, fits), caplog)
+
+
+def hide_one(resource: Any, element: tuple[str, ...], obligation: Obligation, caplog: Any) -> None:
+    name = resource["resourceType"]
     outcome = Stage(rules_hiding(obligation)).rehearse(PRINCIPAL, f"GET /{name}/canary", [copy.deepcopy(resource)], NOW)
     body = fhir_json.encode(outcome.body).decode() + caplog.text
     hidden = {text for where, text in leaves(resource) if where[: len(element)] == element}
     for text in hidden:
-        assert text.strip('"') not in body, (jsonpath, operation)
+        assert text.strip('"') not in body, obligation
         counted["hidden"] += 1
     for text in expected(resource, obligation) - hidden:
-        assert text in body, (jsonpath, operation, text)
+        assert text in body, (obligation, text)
         counted["visible"] += 1
 
 
