@@ -206,7 +206,9 @@ class TypeView:
     """All that may apply, whatever their criteria."""
     naming: Naming
     marked: bool
-    """The view carries obligations: marks are set, narrative and version go."""
+    """The view carries obligations: marks are set, narrative goes."""
+    closed: frozenset[str]
+    """What of ``meta`` goes with that: ``versionId`` (for a token of the view), ``lastUpdated``, ``source``."""
     silent: bool
     """Narrative goes: it is marked, or something of patients is hidden, whom any narrative may name."""
     label: bytes

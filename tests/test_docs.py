@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from fhirshield.cli import COMMANDS
 from fhirshield.cli.test import Suite, play
 from fhirshield.document import schema_of
 from fhirshield.model import Reason
+from fhirshield.fhir.terminology import Terminology
 from fhirshield.policy.load import loads
 from fhirshield.settings import NOT_YET, load
 from tests.parts import ROOT, need
@@ -41,6 +43,7 @@ BLOCKS = list(blocks())
 def test_every_code_block_runs(tmp_path: Path, where: str, kind: str, text: str) -> None:
     runners = {
         "yaml settings": _settings, "yaml rules": _rules, "yaml tests": _tests, "sh": _shell, "console": _console,
+        "json sensitive.json": _terminology,
     }  # fmt: skip
     assert kind in runners, f"{where}: a block of kind `{kind}` is run by nothing"
     runners[kind](text, tmp_path)
@@ -52,7 +55,14 @@ def _settings(text: str, folder: Path) -> None:
 
 
 def _rules(text: str, folder: Path) -> None:
-    assert loads(text).rules
+    for _, kind, content in BLOCKS:
+        if kind.startswith("json "):
+            (folder / kind.removeprefix("json ")).write_text(content)
+    assert loads(text, str(folder / "rules.yaml")).rules
+
+
+def _terminology(text: str, folder: Path) -> None:
+    assert Terminology([json.loads(text)])
 
 
 def _tests(text: str, folder: Path) -> None:

@@ -227,6 +227,29 @@ async def test_a_page_link_is_its_callers_alone(tmp_path: Path) -> None:
         assert b"_offset" not in token.encode() and len(token) > 100
 
 
+async def test_meta_is_revealed_where_a_rule_says_so(tmp_path: Path) -> None:
+    reveal = {"resources": ["Patient"], "meta": ["lastUpdated", "versionId"]}
+    open_to = {"interactions": ["*"], "resources": ["*"]}
+    rules = {
+        "rules": [
+            *NURSE["rules"],
+            {"id": "open", "who": {"roles": ["open"]}, "allow": open_to},
+            {"id": "when", "who": {"roles": ["chief"]}, "reveal": reveal},
+        ]
+    }
+    async with world(tmp_path, rules) as here:
+        plain = await here.ask("/Patient/pat-1", here.token(roles=["nurse"]))
+        chief = await here.ask("/Patient/pat-1", here.token(roles=["nurse", "chief"]))
+        stored = (await here.ask("/Patient/pat-1", here.token(roles=["open"]))).json
+        assert "lastUpdated" not in plain.json["meta"] and "last-modified" not in plain.headers
+        assert chief.json["meta"]["lastUpdated"] == stored["meta"]["lastUpdated"]
+        assert chief.json["meta"]["versionId"] == stored["meta"]["versionId"] == chief.headers["etag"][3:-1]
+        assert chief.headers["last-modified"] and chief.json["meta"]["tag"][-1]["code"] == "SUBSETTED"
+        asked = [await here.ask("/Patient?_lastUpdated=ge2020", here.token(roles=r)) for r in (["nurse"], ["nurse", "chief"])]
+        assert [answer.status for answer in asked] == [403, 200]
+        assert (await here.ask("/Patient?_source=x", here.token(roles=["nurse", "chief"]))).status == 403
+
+
 async def test_head_is_get_without_a_body(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         token = here.token()

@@ -12,7 +12,7 @@ from fhirshield.authorize import parameters as asked
 from fhirshield.authorize.resource import judge_for
 from fhirshield.authorize.standing import Standing, TypeStanding, standing
 from fhirshield.fhir import criteria as fhir_criteria
-from fhirshield.fhir.criteria import Criteria, Criterion
+from fhirshield.fhir.criteria import PINNED, Criteria, Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.search_parameters import search_parameter, subject_parameter
 from fhirshield.model import Denial, Permit, Principal, Reason, Situation
@@ -145,4 +145,4 @@ def _narrow(found: TypeStanding, interaction: Interaction, principal: Principal)
     if len(rows) == 1:
         narrow += rows[0].selector.items
     narrow += [item for row in found.denies if letter in row.letters for item in _negated(row.selector, interaction.type)]
-    return tuple(dict.fromkeys(narrow)), False
+    return tuple(dict.fromkeys(item for item in narrow if item.modifier not in PINNED)), False

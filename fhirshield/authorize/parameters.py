@@ -26,8 +26,8 @@ MODIFIERS = {
     "composite": {""},
 }
 """The modifiers that are forwarded, by parameter type; a resource type is one on references too."""
-SILENT_WHEN_MARKED = frozenset({"_lastUpdated", "_source"})
-"""Asked of a type whose view carries obligations, these would tell of hidden edits."""
+OF_META = {"_lastUpdated": "lastUpdated", "_source": "source"}
+"""Asked of a type whose view closes that part of ``meta``, these would tell of hidden edits."""
 
 _FOOTPRINTS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
     ("token", "CodeableConcept"): (("coding", "system"), ("coding", "code")),
@@ -62,7 +62,7 @@ def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -
         text = f"`{parameter.name}:{parameter.modifier}` is not served"
         return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", text)
     revealing = _revealed(standing.view, known)
-    if not revealing and not (standing.view.marked and parameter.name in SILENT_WHEN_MARKED):
+    if not revealing and OF_META.get(parameter.name) not in standing.view.closed:
         return None
     if revealing and _excluded(parameter, known, revealing):
         again.append(Criterion(parameter.name, "", (parameter.value,)))
@@ -76,7 +76,7 @@ def _sort_keys(parameter: Parameter, standing: TypeStanding) -> Denial | None:
         known = search_parameter(standing.type, name)
         if known is None or not known.ways:
             return _unknown(Parameter(name, "", ""), standing.type)
-        if _revealed(standing.view, known) or (standing.view.marked and name in SILENT_WHEN_MARKED):
+        if _revealed(standing.view, known) or OF_META.get(name) in standing.view.closed:
             return _revealing(name, standing.type)
     return None
 

@@ -103,6 +103,7 @@ class Standing:
                 obligations,
                 self.naming,
                 marked=bool(obligations),
+                closed=self._closed(name) if obligations else frozenset(),
                 silent=bool(obligations) or bool(self._obligations("Patient")),
                 label=hashlib.sha256("\n".join(f"{o.rule} {o.path.text} {o.operation}" for o in obligations).encode()).digest(),
             ),
@@ -110,6 +111,10 @@ class Standing:
 
     def _obligations(self, name: str) -> tuple[Obligation, ...]:
         return tuple(o for rule in self.applied.redact for o in rule.redact if o.type == name)
+
+    def _closed(self, name: str) -> frozenset[str]:
+        revealed = (rule.reveal.of(name) for rule in self.applied.reveal if rule.reveal)
+        return frozenset({"versionId", "lastUpdated", "source"}).difference(*revealed)
 
     def _withheld_by(self, name: str) -> str:
         return next((rule.id for rule in self.applied.redact if name in rule.withheld or "*" in rule.withheld), "")

@@ -194,6 +194,8 @@ def mutants(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             if grant in rule:
                 yield from _parts(value, ("rules", index, grant, "resources"), rule["id"])
                 yield from _parts(value, ("rules", index, grant, "interactions"), rule["id"])
+        if "reveal" in rule:
+            yield f"{rule['id']}: reveal", _without(value, ("rules", index, "reveal"))
         for place, redaction in enumerate(rule.get("redact", ())):
             what = f"{rule['id']}: {redaction['path']}"
             yield what, _without(value, ("rules", index, "redact", place))

@@ -30,7 +30,7 @@ def has_absent_form(element: Element) -> bool:
 
 
 def absent(element: Element) -> dict[str, Any]:
-    """The absent form of a complex element: marked, and so is each of its required elements, and one of any of which one must be."""
+    """The absent form of a complex element: marked, and so is each required element of it, and one of any of which one must be."""
     result = marker()
     for child in _required(element):
         form = marker() if child.primitive else absent(child)

@@ -20,6 +20,7 @@ from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.ordered import EARLIEST, LATEST, PREFIX, compare, date_span, number_span
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.search_parameters import SearchParameter, reader, search_parameter
+from fhirshield.fhir.terminology import Code, Terminology
 
 Answer = bool | None
 Judge = Callable[[Any], Answer]
@@ -28,7 +29,7 @@ Decide = Callable[[str, Any], Answer]
 """(datatype, value) -> the same."""
 
 MODIFIERS = {
-    "token": frozenset({"", "not", "missing"}),
+    "token": frozenset({"", "not", "missing", "in", "above", "below"}),
     "string": frozenset({"", "exact", "contains", "missing"}),
     "reference": frozenset({"", "missing"}) | resource_types(),
     "date": frozenset({"", "missing"}),
@@ -37,6 +38,8 @@ MODIFIERS = {
     "uri": frozenset({"", "missing"}),
 }
 """What is decided here, by parameter type."""
+PINNED = frozenset({"in", "above", "below"})
+"""Modifiers that speak of pinned terminology; no server is asked to know it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Criterion:
     name: str
     modifier: str
     values: tuple[str, ...]
+    codes: frozenset[Code] = frozenset()
+    """What ``in``, ``above`` or ``below`` stand for."""
 
     def query(self) -> tuple[str, str]:
         """As a query parameter, not yet percent-encoded."""
@@ -67,23 +72,26 @@ class Criteria:
 # --- parsing --------------------------------------------------------------------------------------------------------
 
 
-def parse(text: str) -> Criteria:
+def parse(text: str, terminology: Terminology | None = None) -> Criteria:
     """Read ``Type?name=value&…``. Raises CriteriaError for what names nothing or is not decided here."""
     resource_type, mark, query = text.partition("?")
     if resource_type != "*" and resource_type not in resource_types():
         raise CriteriaError(f"`{resource_type}` is not a resource type of R4")
     if mark and not query:
         raise CriteriaError(f"`{text}` has a `?` and no criteria")
-    items = tuple(_criterion(resource_type, part) for part in query.split("&")) if query else ()
+    known = terminology or Terminology()
+    items = tuple(_criterion(resource_type, part, known) for part in query.split("&")) if query else ()
     return Criteria(resource_type, items)
 
 
-def _criterion(resource_type: str, part: str) -> Criterion:
+def _criterion(resource_type: str, part: str, terminology: Terminology) -> Criterion:
     name, equals, value = part.partition("=")
     if not equals or not name or not value:
         raise CriteriaError(f"`{part}` is not `parameter=value`")
     code, _, modifier = unquote(name).partition(":")
-    criterion = Criterion(code, modifier, tuple(split(unquote(value), ",")))
+    values = tuple(split(unquote(value), ","))
+    codes = [terminology.codes(modifier, unescape(one)) for one in values] if modifier in PINNED else []
+    criterion = Criterion(code, modifier, values, frozenset().union(*codes))
     if any(one != one.strip() or not one for one in criterion.values):
         raise CriteriaError(f"`{part}` has white space around a value, or an empty one")
     judge_of(criterion, resource_type)
@@ -146,10 +154,13 @@ def judge_of(criterion: Criterion, resource_type: str, bases: tuple[str, ...] = 
         raise CriteriaError(f"`{criterion.name}:{criterion.modifier}` cannot be decided on a resource")
     if criterion.modifier == "missing":
         return _missing(parameter, criterion.values)
-    decides = [_DECIDERS[parameter.type](value, criterion.modifier, parameter, bases) for value in criterion.values]
+    if criterion.modifier in PINNED:
+        decides = [_member(criterion.codes)]
+    else:
+        decides = [_DECIDERS[parameter.type](value, criterion.modifier, parameter, bases) for value in criterion.values]
     read = reader(parameter.ways)
     negate = criterion.modifier == "not"
-    common = None if negate else _code_or_concept(parameter, criterion.values)
+    common = None if criterion.modifier else _code_or_concept(parameter, criterion.values)
 
     def decide(resource: Any) -> Answer:
         if common is not None and (known := common(resource)) is not None:
@@ -261,6 +272,33 @@ def _token(text: str, modifier: str, parameter: SearchParameter, bases: tuple[st
         if isinstance(value, dict | list):
             return None
         return same(value, system)
+
+    return decide
+
+
+def _member(codes: frozenset[Code]) -> Decide:
+    """Whether a coding is one of these; one without a system may be, and so may one that differs in case."""
+    plain = frozenset(code for _, code in codes)
+    folded = frozenset((system, code.casefold()) for system, code in codes)
+
+    def same(code: Any, system: Any) -> Answer:
+        if not isinstance(code, str):
+            return None
+        if not isinstance(system, str) or not system:
+            return None if code in plain or code.strip().casefold() in {one for _, one in folded} else False
+        if (system, code) in codes:
+            return True
+        return None if (system, code.strip().casefold()) in folded else False
+
+    def decide(datatype: str, value: Any) -> Answer:
+        if datatype == "CodeableConcept":
+            codings = value.get("coding") if isinstance(value, dict) else None
+            if not isinstance(codings, list) or not codings:
+                return None
+            return _any(same(c.get("code"), c.get("system")) if type(c) is dict else None for c in codings)
+        if datatype == "Coding" and isinstance(value, dict):
+            return same(value.get("code"), value.get("system"))
+        return None if isinstance(value, dict | list) else same(value, None)
 
     return decide
 

@@ -25,6 +25,7 @@ class Applied:
     allow: tuple[Rule, ...]
     deny: tuple[Rule, ...]
     redact: tuple[Rule, ...]
+    reveal: tuple[Rule, ...]
 
 
 class RuleSet:
@@ -46,7 +47,7 @@ class RuleSet:
         found = self._cache.get(key)
         if found is None:
             found = self._match(principal, env)
-            ids = tuple(tuple(r.id for r in part) for part in (found.allow, found.deny, found.redact))
+            ids = tuple(tuple(r.id for r in part) for part in (found.allow, found.deny, found.redact, found.reveal))
             found = self._shared.setdefault(ids, found)
             self._cache[key] = found
             if len(self._cache) > CACHE:
@@ -60,6 +61,7 @@ class RuleSet:
             tuple(rule for rule, answer in answers if rule.allow and answer is True),
             tuple(rule for rule, answer in answers if rule.deny and answer is not False),
             tuple(rule for rule, answer in answers if (rule.redact or rule.withheld) and answer is not False),
+            tuple(rule for rule, answer in answers if rule.reveal and answer is True),
         )
 
 

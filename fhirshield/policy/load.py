@@ -9,15 +9,17 @@ from typing import Any
 
 from fhirshield import document
 from fhirshield.document import Document, Key
-from fhirshield.errors import CriteriaError, Fault, OperatorError, PathError
+from fhirshield.errors import CriteriaError, Fault, MalformedFhir, OperatorError, PathError
 from fhirshield.fhir import criteria as fhir_criteria
+from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir import path as fhir_path
 from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.definitions import Element, resource_types, type_of
+from fhirshield.fhir.terminology import Terminology
 from fhirshield.model import Generalize, Mask, Obligation, Remove
 from fhirshield.policy.condition import Condition, ConditionError, compile_condition
 from fhirshield.policy.operations import check_fit, operation_of
-from fhirshield.policy.rule import INTERACTIONS, Grant, Rule, Rules, Who
+from fhirshield.policy.rule import INTERACTIONS, Grant, Reveal, Rule, Rules, Who
 
 NOT_YET = {
     "relationships": "relationships",
@@ -63,9 +65,10 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
             continue
         faults += _explain_not_yet(found, wrong)
         rows = found.value.get("rules") if isinstance(found.value, dict) else None
+        known = _terminology(found, name, faults, digest)
         for index, row in enumerate(rows if isinstance(rows, list) else ()):
             if not any(fault.path.startswith(f"rules[{index}]") for fault in wrong):
-                rules.append(_rule(found, index, row, faults))
+                rules.append(_rule(found, index, row, faults, known))
         if not wrong:
             extensions.update(found.value.get("modifier_extensions", ()))
     seen: dict[str, Rule] = {}
@@ -76,6 +79,30 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
     if faults:
         raise OperatorError(sorted(faults, key=_place))
     return Rules(tuple(rules), frozenset(extensions), digest.hexdigest())
+
+
+def _terminology(found: Document, name: str, faults: list[Fault], digest: Any) -> Terminology:
+    """What a file pins; it is part of what the rules mean, so of their digest too."""
+    files = found.value.get("terminology") if isinstance(found.value, dict) else None
+    resources = []
+    for place, file in enumerate(files if isinstance(files, list) else ()):
+        try:
+            content = (Path(name).parent / str(file)).read_bytes()
+            digest.update(hashlib.sha256(content).digest())
+            resources.append(fhir_json.decode(content))
+        except OSError as error:
+            faults.append(
+                found.fault(("terminology", place), f"`{file}` cannot be read: {error.strerror}", "name a file beside this one")
+            )
+        except MalformedFhir as error:
+            faults.append(found.fault(("terminology", place), f"`{file}` is {error}", "give FHIR R4 JSON"))
+    try:
+        return Terminology(resources)
+    except CriteriaError as error:
+        faults.append(found.fault(("terminology",), str(error), "see *Criteria* in docs/rules.md"))
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        faults.append(found.fault(("terminology",), "a resource has not the shape that R4 gives it", "validate it"))
+    return Terminology()
 
 
 def _place(fault: Fault) -> tuple[str, int]:
@@ -93,24 +120,26 @@ def _explain_not_yet(found: Document, faults: list[Fault]) -> list[Fault]:
     return result
 
 
-def _rule(found: Document, index: int, row: Any, faults: list[Fault]) -> Rule:
+def _rule(found: Document, index: int, row: Any, faults: list[Fault], known: Terminology) -> Rule:
     key: Key = ("rules", index)
     rule_id = row["id"]
     obligations: list[Obligation] = []
     withheld: set[str] = set()
     disclosures: list[str] = []
     for place, redaction in enumerate(row.get("redact", ())):
-        _redaction(found, (*key, "redact", place), rule_id, redaction, faults, obligations, withheld, disclosures)
+        _redaction(found, (*key, "redact", place), rule_id, redaction, faults, obligations, withheld, disclosures, known)
+    reveal = _reveal(found, (*key, "reveal"), row.get("reveal"), faults, disclosures)
     return Rule(
         id=rule_id,
         where=found.where(key),
         description=row.get("description", ""),
         who=_who(found, (*key, "who"), row["who"], faults),
-        allow=_grant(found, (*key, "allow"), row.get("allow"), faults),
-        deny=_grant(found, (*key, "deny"), row.get("deny"), faults),
+        allow=_grant(found, (*key, "allow"), row.get("allow"), faults, known),
+        deny=_grant(found, (*key, "deny"), row.get("deny"), faults, known),
         redact=tuple(dict.fromkeys(obligations)),
         withheld=frozenset(withheld),
         disclosures=tuple(dict.fromkeys(disclosures)),
+        reveal=reveal,
     )
 
 
@@ -133,19 +162,30 @@ def _who(found: Document, key: Key, row: Any, faults: list[Fault]) -> Who:
     )
 
 
-def _grant(found: Document, key: Key, row: Any, faults: list[Fault]) -> Grant | None:
+def _grant(found: Document, key: Key, row: Any, faults: list[Fault], known: Terminology) -> Grant | None:
     if row is None:
         return None
     names = frozenset(row["interactions"])
-    selectors = _selectors(found, (*key, "resources"), row["resources"], faults)
+    selectors = _selectors(found, (*key, "resources"), row["resources"], faults, known)
     return Grant(frozenset(INTERACTIONS) if "*" in names else names, tuple(selectors))
 
 
-def _selectors(found: Document, key: Key, texts: list[str], faults: list[Fault]) -> list[Criteria]:
+def _reveal(found: Document, key: Key, row: Any, faults: list[Fault], disclosures: list[str]) -> Reveal | None:
+    if row is None:
+        return None
+    for place, name in enumerate(row["resources"]):
+        if name != "*" and name not in resource_types():
+            faults.append(found.fault((*key, "resources", place), f"`{name}` is not a resource type of R4", "see its spelling"))
+    for name in row["meta"]:
+        disclosures.append(f"`meta.{name}` of redacted {', '.join(row['resources'])}: changes of what is hidden show in it")
+    return Reveal(frozenset(row["resources"]), frozenset(row["meta"]))
+
+
+def _selectors(found: Document, key: Key, texts: list[str], faults: list[Fault], known: Terminology) -> list[Criteria]:
     result = []
     for place, text in enumerate(texts):
         try:
-            result.append(fhir_criteria.parse(text))
+            result.append(fhir_criteria.parse(text, known))
         except CriteriaError as error:
             faults.append(found.fault((*key, place), str(error), "see the criteria in docs/rules.md"))
     return result
@@ -153,9 +193,9 @@ def _selectors(found: Document, key: Key, texts: list[str], faults: list[Fault])
 
 def _redaction(
     found: Document, key: Key, rule_id: str, row: Any, faults: list[Fault],
-    obligations: list[Obligation], withheld: set[str], disclosures: list[str],
+    obligations: list[Obligation], withheld: set[str], disclosures: list[str], known: Terminology,
 ) -> None:  # fmt: skip
-    selectors = _selectors(found, (*key, "resources"), row["resources"], faults)
+    selectors = _selectors(found, (*key, "resources"), row["resources"], faults, known)
     try:
         path = fhir_path.parse(row["path"])
         operation = operation_of(row)

@@ -34,6 +34,18 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Reveal:
+    """What of ``meta`` stays in redacted views of these types (``*`` for all)."""
+
+    types: frozenset[str]
+    meta: frozenset[str]
+
+    def of(self, resource_type: str) -> frozenset[str]:
+        """What it reveals of this type."""
+        return self.meta if self.types & {"*", resource_type} else frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule. ``where`` is ``file:line``; ``withheld`` are types that its redactions withhold whole."""
 
@@ -47,6 +59,7 @@ class Rule:
     withheld: frozenset[str]
     disclosures: tuple[str, ...]
     """What the rule lets out on purpose, for ``check`` to name."""
+    reveal: Reveal | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,10 +74,12 @@ class Redactor:
             raise Withheld(denial, work.tally, reason)
         content, version = body
         headers = [JSON, ("Content-Location", self._linker.location(permit, answer.resource))]
+        closed = permit.view(permit.interaction.type).closed
+        for name, shown_as, part in (("etag", "ETag", "versionId"), ("last-modified", "Last-Modified", "lastUpdated")):
+            if part not in closed and name in answer.headers:
+                headers.append((shown_as, answer.headers[name]))
         if version:
             headers.append(("ETag", f'W/"{version}"'))
-        else:
-            headers += [(name.title().replace("Etag", "ETag"), value) for name, value in answer.headers.items()]
         return View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
 
     def _body(self, resource: Any, verdict: Verdict, work: _Work) -> tuple[bytes, str] | None:
@@ -96,7 +98,7 @@ class Redactor:
         _add(tally.granted, verdict.rule)
         tally.patients.update(patients)
         content = self._linker.ours(work.permit, encode(resource))
-        if not view.marked:
+        if "versionId" not in view.closed:
             return content, ""
         head, _, tail = content.partition(_PLACE.encode())
         token = self._ring.digest("view tokens", b"".join((view.label, head, tail)))
@@ -122,7 +124,7 @@ class Redactor:
             if view.type == "Composition":
                 _silence_sections(resource)
         if view.marked and mark is not None:
-            _mark(resource, mark)
+            _mark(resource, mark, view.closed)
         return view
 
     def _program(self, view: TypeView, applies: int) -> Program:
@@ -242,13 +244,14 @@ def _mode(entry: dict[str, Any]) -> str:
     return mode if isinstance(mode, str) else ""
 
 
-def _mark(resource: dict[str, Any], version: str) -> None:
+def _mark(resource: dict[str, Any], version: str, closed: frozenset[str]) -> None:
     """The same marks on every resource of a redacted type, whether or not there was anything to hide."""
     meta = resource.get("meta")
     meta = meta if type(meta) is dict else {}
-    for name in ("versionId", "_versionId", "lastUpdated", "_lastUpdated", "source", "_source"):
+    for name in closed:
         meta.pop(name, None)
-    if version:
+        meta.pop("_" + name, None)
+    if version and "versionId" in closed:
         meta["versionId"] = version
     for name, mark in (("security", REDACTED), ("tag", SUBSETTED)):
         codings = meta.get(name)

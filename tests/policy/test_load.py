@@ -9,6 +9,7 @@ import pytest
 
 from fhirshield.document import schema_of
 from fhirshield.errors import OperatorError
+from fhirshield.fhir import criteria
 from fhirshield.model import Mask, Remove
 from fhirshield.policy.check import advise
 from fhirshield.policy.condition import ConditionError, compile_condition
@@ -55,7 +56,7 @@ def test_the_broken_pack_names_every_fault_with_line_and_remedy() -> None:
         ("allow: {interactions: [create], resources: [Patient]}", "one of"),
         ("allow: {resources: [Patient]}", "missing `interactions`"),
         ("allow: {interactions: [read], resources: ['Patient?foo=1']}", "not a search parameter"),
-        ("allow: {interactions: [read], resources: ['Observation?code:in=x']}", "cannot be decided"),
+        ("allow: {interactions: [read], resources: ['Observation?code:in=x']}", "not pinned"),
         ("allow: {interactions: [read], resources: [Patient], related: treating}", "not in this version"),
         ("deny: {interactions: [read], resources: [Patient], hard: true}", "not in this version"),
         ("forbid: {}", "unknown key `forbid`"),
@@ -112,6 +113,103 @@ def test_faults_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     assert [Path(f.where.rpartition(":")[0]).name for f in caught.value.faults] == ["a.yaml", "b.yaml", "c.yaml"]
 
 
+VALUE_SET = """{"resourceType":"Bundle","entry":[
+  {"resource":{"resourceType":"CodeSystem","url":"http://c","content":"complete","concept":[
+    {"code":"root","concept":[{"code":"leaf","concept":[{"code":"tip"}]},{"code":"side"}]}]}},
+  {"resource":{"resourceType":"ValueSet","url":"http://v/below","compose":{"include":[
+    {"system":"http://c","filter":[{"property":"concept","op":"is-a","value":"leaf"}]}]}}},
+  {"resource":{"resourceType":"ValueSet","url":"http://v/both","compose":{
+    "include":[{"valueSet":["http://v/below"]},{"system":"http://d","concept":[{"code":"x"}]}],
+    "exclude":[{"system":"http://c","concept":[{"code":"tip"}]}]}}},
+  {"resource":{"resourceType":"ValueSet","url":"http://v/expanded","expansion":{"contains":[
+    {"system":"http://c","code":"root","abstract":true,"contains":[{"system":"http://c","code":"side"}]}]}}}]}"""
+
+
+@pytest.mark.parametrize(
+    ("selector", "system", "code", "answer"),
+    [
+        ("in=http://v/below", "http://c", "tip", True),
+        ("in=http://v/below", "http://c", "side", False),
+        ("in=http://v/below", "http://other", "tip", False),
+        ("in=http://v/below", None, "tip", None),
+        ("in=http://v/below", "http://c", "TIP", None),
+        ("in=http://v/below", "http://c", None, None),
+        ("in=http://v/both", "http://c", "tip", False),
+        ("in=http://v/both", "http://d", "x", True),
+        ("in=http://v/expanded", "http://c", "side", True),
+        ("in=http://v/expanded", "http://c", "root", False),
+        ("in=http://v/expanded,http://v/both", "http://d", "x", True),
+        ("below=http://c%7Cleaf", "http://c", "tip", True),
+        ("below=http://c%7Cleaf", "http://c", "leaf", True),
+        ("below=http://c%7Cleaf", "http://c", "root", False),
+        ("above=http://c%7Cleaf", "http://c", "root", True),
+        ("above=http://c%7Cleaf", "http://c", "tip", False),
+    ],
+)
+def test_pinned_terminology_decides(
+    tmp_path: Path, selector: str, system: str | None, code: str | None, answer: bool | None
+) -> None:
+    (tmp_path / "t.json").write_text(VALUE_SET)
+    (tmp_path / "r.yaml").write_text(
+        "terminology: [t.json]\nrules: [{id: a, who: {roles: ['*']}, "
+        f"deny: {{interactions: ['*'], resources: ['Condition?code:{selector}']}}}}]"
+    )
+    (rule,) = load(tmp_path / "r.yaml").rules
+    assert rule.deny is not None
+    coding = {name: value for name, value in (("system", system), ("code", code)) if value is not None}
+    resource = {"resourceType": "Condition", "code": {"coding": [coding]}}
+    assert criteria.judge(rule.deny.selectors[0])(resource) is answer
+
+
+@pytest.mark.parametrize(
+    ("pinned", "selector", "word"),
+    [
+        ("[]", "in=http://v/below", "not pinned"),
+        ("[t.json]", "in=http://nowhere", "not pinned"),
+        ("[t.json]", "below=http://c%7Cnone", "has no code"),
+        ("[t.json]", "below=leaf", "not `system"),
+        ("[absent.json]", "in=http://v/below", "cannot be read"),
+        ("[r.yaml]", "in=http://v/below", "not JSON"),
+        ("[t.json, t.json]", "in=http://v/below", "pinned twice"),
+        ("[wide.json]", "in=http://w", "pin an expansion"),
+        ("[shape.json]", "in=http://w", "the shape"),
+        ("[loop.json]", "in=http://w", "includes itself"),
+        ("[part.json]", "below=http://c%7Ca", "not complete"),
+    ],
+)
+def test_terminology_that_cannot_be_pinned_is_a_fault(tmp_path: Path, pinned: str, selector: str, word: str) -> None:
+    include = '{"resourceType":"ValueSet","url":"http://w","compose":{"include":[%s]}}'
+    (tmp_path / "t.json").write_text(VALUE_SET)
+    (tmp_path / "wide.json").write_text(include % '{"system":"http://snomed.info/sct"}')
+    (tmp_path / "shape.json").write_text(include % "7")
+    (tmp_path / "loop.json").write_text(include % '{"valueSet":["http://w"]}')
+    (tmp_path / "part.json").write_text(
+        '{"resourceType":"CodeSystem","url":"http://c","content":"fragment","concept":[{"code":"a"}]}'
+    )
+    (tmp_path / "r.yaml").write_text(
+        f"terminology: {pinned}\nrules: [{{id: a, who: {{roles: ['*']}}, "
+        f"deny: {{interactions: ['*'], resources: ['Condition?code:{selector}']}}}}]"
+    )
+    with pytest.raises(OperatorError) as caught:
+        load(tmp_path / "r.yaml")
+    assert any(word in fault.message for fault in caught.value.faults), [f.message for f in caught.value.faults]
+
+
+def test_pinned_terminology_is_part_of_the_digest(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(VALUE_SET)
+    (tmp_path / "r.yaml").write_text(f"terminology: [t.json]\nrules: [{{id: a, who: {{roles: [x]}}, {GRANT}}}]")
+    before = load(tmp_path / "r.yaml").digest
+    (tmp_path / "t.json").write_text(VALUE_SET.replace("tip", "top"))
+    assert load(tmp_path / "r.yaml").digest != before
+
+
+def test_what_is_revealed_is_a_disclosure() -> None:
+    (rule,) = one("reveal: {resources: [Observation], meta: [lastUpdated]}").rules
+    assert rule.reveal is not None and rule.reveal.of("Observation") == {"lastUpdated"} and not rule.reveal.of("Patient")
+    assert "lastUpdated" in rule.disclosures[0]
+    assert "not a resource type" in faults("reveal: {resources: [Observatio], meta: [lastUpdated]}")
+
+
 def test_an_id_is_used_once_and_keys_are_written_once() -> None:
     twice = f"rules:\n  - {{id: a, who: {{roles: [x]}}, {GRANT}}}\n  - {{id: a, who: {{roles: [x]}}, {GRANT}}}\n"
     with pytest.raises(OperatorError, match="taken"):
@@ -139,7 +237,7 @@ def test_every_key_of_the_schema_is_known_to_this_test() -> None:
     keys = {
         "rules", "modifier_extensions", "id", "description", "who", "allow", "deny", "redact", "roles", "purposes", "when",
         "unless", "interactions", "resources", "path", "with", "show", "first", "last", "length", "to", "cap", "width",
-        "value", "drop", "withhold_type",
+        "value", "drop", "withhold_type", "terminology", "reveal", "meta",
     }  # fmt: skip
     assert _keys(schema_of("rules")) == keys
     assert not keys & set(NOT_YET)
