@@ -19,8 +19,8 @@ from fhirshield import document
 from fhirshield.cli import COMMANDS
 from fhirshield.cli.test import Suite, play
 from fhirshield.document import schema_of
-from fhirshield.model import Reason
 from fhirshield.fhir.terminology import Terminology
+from fhirshield.model import Reason
 from fhirshield.policy.load import loads
 from fhirshield.settings import NOT_YET, load
 from tests.parts import ROOT, need
