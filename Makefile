@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 FULL ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test lint bench profile golden mutants run bare lock tables
+.PHONY: help demo test lint bench profile fuzz golden mutants run bare lock tables
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -35,6 +35,9 @@ bench: $(READY) ## ratios beside nginx and a bare pass-through, in one run
 
 profile: $(READY) ## where the shield's CPU goes
 	$(BIN)/python -m tests.bench --profile $(ARGS)
+
+fuzz: $(READY) ## the fuzzer on each parser for SECONDS=600
+	for parser in target token body selector; do $(BIN)/python -m tests.attacks.fuzz $$parser $(or $(SECONDS),600) || exit 1; done
 
 golden: $(READY) ## write the before/after Bundles of every pack and role anew; read the diff
 	FHIRSHIELD_GOLDEN=write $(BIN)/python -m pytest -q tests/golden

@@ -40,6 +40,8 @@ from fhirshield.shield import Shield, Story
 
 HEAD_INTERVAL = 10.0
 """Seconds between signed heads at the witness."""
+BODY_PATIENCE = 15.0
+"""Seconds for the next part of a request's body."""
 _SMALL = 4 << 20
 """Bytes of an issuer's document."""
 _log = logging.getLogger("fhirshield")
@@ -121,7 +123,7 @@ def _start(settings: Settings, rules: RuleSet, ring: Ring, journal: Journal) -> 
             receive=Receiver(upstream, settings.public_url, ring),
             authenticate=Authenticator(upstream, settings.issuers, keys),
             rules=rules,
-            forward=Forwarder(server, entries=settings.limits.entries, forward_token=upstream.credential.forward),
+            forward=Forwarder(server, settings.limits, forward_token=upstream.credential.forward),
             redact=redactor,
             describe=Describer(server, client, settings.issuers[upstream.issuers[0]].issuer),
             journal=journal,
@@ -194,9 +196,11 @@ class Entrance:
         body = b""
         if denial is None:
             try:
-                body = await self._read(receive)
+                body = await self._read(receive) if _announces_a_body(scope["headers"]) else b""
             except ConnectionAbortedError:
                 return None
+            except TimeoutError:
+                denial = Denial(408, Reason.MALFORMED_REQUEST, "timeout", "the body did not come")
             except OverflowError:
                 denial = Denial(413, Reason.TOO_LARGE, "too-long", "the body is larger than the limit")
         if denial is not None:
@@ -207,6 +211,11 @@ class Entrance:
             await shield.exchange(request, story, respond)
         finally:
             self._under_way -= 1
+
+    def unparsed(self, address: str) -> None:
+        """Count what the HTTP parser refused, from its hook: there is no request to record."""
+        if self.parts is not None:
+            self.parts.quota.count(address, Reason.UNPARSED.value, dt.datetime.now(self._zone))
 
     async def publish(self) -> None:
         """Publish the journal's head now, not at the next interval. Raises OSError."""
@@ -230,7 +239,8 @@ class Entrance:
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await receive()
+            async with asyncio.timeout(BODY_PATIENCE):
+                message = await receive()
             if message["type"] == "http.disconnect":
                 raise ConnectionAbortedError
             chunk = message.get("body", b"")
@@ -240,3 +250,7 @@ class Entrance:
             parts.append(chunk)
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+def _announces_a_body(headers: Any) -> bool:
+    return any(name in {b"content-length", b"transfer-encoding"} for name, _ in headers)

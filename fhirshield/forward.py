@@ -15,6 +15,7 @@ from fhirshield.fhir.reference_places import extensions
 from fhirshield.model import Answer, Denial, Plan, Reason, Refused
 from fhirshield.outbound.fhir_server import FhirServer
 from fhirshield.outbound.http import Response
+from fhirshield.settings import Limits
 
 HEADERS = ("etag", "last-modified")
 """The upstream's headers that may travel on, where nothing is hidden."""
@@ -25,11 +26,11 @@ _CALLERS_FAULT = {400: "invalid", 409: "conflict", 412: "conflict", 415: "not-su
 
 
 class Forwarder:
-    """Forwards to one upstream. ``entries`` bounds the entries of a Bundle."""
+    """Forwards to one upstream. The limits bound the entries of a Bundle and the nesting of an answer."""
 
-    def __init__(self, server: FhirServer, *, entries: int, forward_token: bool) -> None:
+    def __init__(self, server: FhirServer, limits: Limits, *, forward_token: bool) -> None:
         self._server = server
-        self._entries = entries
+        self._limits = limits
         self._forward_token = forward_token
 
     async def __call__(self, plan: Plan) -> Answer:
@@ -53,7 +54,7 @@ class Forwarder:
         if kind not in {"application/fhir+json", "application/json"}:
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not FHIR JSON")
         try:
-            resource = fhir_json.decode(response.body)
+            resource = fhir_json.decode(response.body, self._limits.depth)
         except MalformedFhir:
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not FHIR JSON") from None
         if not self._is_what_was_asked(plan.permit.interaction, resource):
@@ -72,7 +73,7 @@ class Forwarder:
             resource.get("resourceType") == "Bundle"
             and resource.get("type") == "searchset"
             and isinstance(entries, list)
-            and len(entries) <= self._entries
+            and len(entries) <= self._limits.entries
             and all(isinstance(entry, dict) for entry in entries)
         )
 

@@ -19,6 +19,7 @@ class Reason(StrEnum):
 
     PERMITTED = "permitted"
     MALFORMED_REQUEST = "malformed-request"
+    UNPARSED = "unparsed"
     NOT_ACCEPTABLE = "not-acceptable"
     NOT_SERVED = "not-served"
     TOO_LARGE = "too-large"

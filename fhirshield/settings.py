@@ -22,7 +22,6 @@ NOT_YET = {
     ("state",): "shared state",
     ("trusted_proxies",): "reading the client's address behind proxies",
     ("audit", "sinks"): "streaming records to sinks",
-    ("limits", "depth"): "the guard of request bodies",
     ("issuers", "*", "introspection"): "token introspection (RFC 7662)",
     ("upstreams", "*", "introspector"): "token introspection (RFC 7662)",
 }
@@ -94,6 +93,7 @@ class Limits:
 
     body: int
     answer: int
+    depth: int
     entries: int
     concurrency: int
 
@@ -178,6 +178,7 @@ def _settings(found: Document, folder: Path) -> Settings:
         limits=Limits(
             size(limits.get("body", "16MiB")),
             size(limits.get("answer", "64MiB")),
+            limits.get("depth", 64),
             limits.get("entries", 1000),
             limits.get("concurrency", 512),
         ),

@@ -54,9 +54,11 @@ def write(folder: Path, changes: Any) -> Path:
 Effect = Callable[[Path], Awaitable[None]]
 
 
-async def status(folder: Path, settings: Any, path: str = "/Patient/pat-1", rules: Any = None, **claims: Any) -> int:
+async def status(
+    folder: Path, settings: Any, path: str = "/Patient/pat-1", rules: Any = None, upstream: Any = None, **claims: Any
+) -> int:
     folder.mkdir(exist_ok=True)
-    async with world(folder, rules, settings) as here:
+    async with world(folder, rules, settings, upstream) as here:
         return (await here.ask(path, here.token(**claims))).status
 
 
@@ -246,6 +248,12 @@ async def _entries(folder: Path) -> None:
     assert await status(folder / "b", {"limits": {"entries": 3}}, "/Patient?_count=4") == 502
 
 
+async def _depth(folder: Path) -> None:
+    deep = b'{"resourceType":"Patient","id":"pat-1","extension":[' + b'{"extension":[' * 10 + b"]}" * 10 + b"]}"
+    assert await status(folder, {"limits": {"depth": 30}}, upstream=upstream_saying(200, deep)) == 200
+    assert await status(folder / "b", {"limits": {"depth": 20}}, upstream=upstream_saying(200, deep)) == 502
+
+
 async def _concurrency(folder: Path) -> None:
     slow = upstream_saying(200, b"{}", delay=0.3)
     async with world(folder, upstream=slow, settings={"limits": {"concurrency": 1}}) as here:
@@ -292,6 +300,7 @@ EFFECTS: dict[str, Effect] = {
     "zone": _zone,
     "limits.body": _body,
     "limits.answer": _limit_answer,
+    "limits.depth": _depth,
     "limits.entries": _entries,
     "limits.concurrency": _concurrency,
 }

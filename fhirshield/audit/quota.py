@@ -5,6 +5,7 @@ So a flood of strangers can neither fill the disk nor keep the journal from thos
 
 from __future__ import annotations
 
+import datetime as dt
 import ipaddress
 from collections.abc import Callable
 from typing import Any
@@ -39,13 +40,20 @@ class Quota:
             self._level -= 1
             self.flush()
             return await self._journal.record(entry, situation.decision)
-        key = f"{prefix_of(situation.address)} {entry['reason']}"
-        if key not in self._counts and len(self._counts) >= MOST_KINDS:
-            key = f"other {entry['reason']}"
-        self._counts[key] = self._counts.get(key, 0) + 1
-        self._last = entry["time"]
-        self._first = self._first or self._last
+        self._add(situation.address, entry["reason"], entry["time"])
         return self._journal.counted(situation.decision)
+
+    def count(self, address: str, reason: str, now: dt.datetime) -> None:
+        """Count what never became a request."""
+        self._add(address, reason, now.isoformat(timespec="milliseconds"))
+
+    def _add(self, address: str, reason: str, time: str) -> None:
+        key = f"{prefix_of(address)} {reason}"
+        if key not in self._counts and len(self._counts) >= MOST_KINDS:
+            key = f"other {reason}"
+        self._counts[key] = self._counts.get(key, 0) + 1
+        self._last = time
+        self._first = self._first or self._last
 
     def flush(self) -> None:
         """Append the aggregate so far, if there is one."""

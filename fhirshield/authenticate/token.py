@@ -80,7 +80,7 @@ class Authenticator:
         token = situation.credential or ""
         if not _SHAPE.match(token):
             raise _bad("not a signed JWT")
-        header, unverified = _peek(token.split(".")[0]), _peek(token.split(".")[1])
+        header, unverified = peek(token.split(".")[0]), peek(token.split(".")[1])
         issuer = self._issuers.get(_string(unverified, "iss"))
         if issuer is None:
             raise _bad("not from an issuer of this server")
@@ -124,7 +124,7 @@ class Authenticator:
             raise _bad("not for this server")
 
 
-def _peek(part: str) -> dict[str, Any]:
+def peek(part: str) -> dict[str, Any]:
     """A part of a token that is not yet trusted."""
     try:
         return _unique(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))

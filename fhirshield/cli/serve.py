@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from fhirshield.app import build
+from fhirshield.receive.guard import Guard
 from fhirshield.settings import Settings, load
 
 
@@ -32,11 +33,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def server_options(settings: Settings) -> dict[str, Any]:
-    """How uvicorn is run: httptools (docs/adr/0002), no headers of its own, no logs of targets, no trust in proxies."""
+    """How uvicorn is run: httptools behind the guard (docs/adr/0002), no logs of targets, no trust in proxies."""
     return {
         "host": settings.host,
         "port": settings.port,
-        "http": "httptools",
+        "http": Guard,
         "loop": "uvloop",
         "ws": "none",
         "lifespan": "on",

@@ -1,11 +1,13 @@
 """FHIR JSON, lossless: a decimal leaves with the digits it came with (FHIR R4 §2.24.0.1, decimal).
 
-Decoding is strict UTF-8 and RFC 8259 by msgspec. Duplicate names collapse to the last value, which is the value that is
-judged and the only one that is ever written again.
+Decoding is strict UTF-8 and RFC 8259 by msgspec, which keeps the last of duplicate names. ``decode`` refuses duplicates:
+another reader may keep the first.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -41,14 +43,100 @@ def _exact(value: object) -> msgspec.Raw:
 _decoder = msgspec.json.Decoder(float_hook=_decimal)
 _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=_exact)
 encode = _encoder.encode
+decode_unchecked = _decoder.decode
+"""The codec alone, for measuring."""
 
 
-def decode(body: bytes) -> Any:
+def decode(body: bytes, depth: int = 64) -> Any:
     """Bytes to the value they hold: dict, list, str, int, bool, None, and Decimal for every non-integer number.
 
-    Raises MalformedFhir, whose text says where and never quotes the content.
+    Raises MalformedFhir, whose text never quotes the content; for duplicate names and for more than ``depth`` levels too.
     """
     try:
-        return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, ArithmeticError) as error:
+        value = _decoder.decode(body)
+        again = encode(value)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError, ArithmeticError) as error:
         raise MalformedFhir(f"not JSON: {type(error).__name__}") from None
+    if again != body and not _as_many_names(body, again):
+        _refuse_duplicates(body)
+    if not _surely_flat(body, depth // 2):
+        _walk(value, depth, lambda text: None)
+    return value
+
+
+def decode_strictly(body: bytes, depth: int) -> Any:
+    """The same for a caller's body: no deeper than ``depth``, and no control characters in strings.
+
+    Raises MalformedFhir.
+    """
+    value = decode(body, depth)
+    _walk(value, depth, _check_text)
+    return value
+
+
+def _walk(value: Any, depth: int, check: Callable[[str], None]) -> None:
+    """Every level of a value in turn, every string given to ``check``."""
+    level, here = 0, [value]
+    while here:
+        below: list[Any] = []
+        for one in here:
+            if type(one) is dict:
+                for name in one:
+                    check(name)
+                below += one.values()
+            elif type(one) is list:
+                below += one
+            elif type(one) is str:
+                check(one)
+        level += any(type(one) is dict or type(one) is list for one in here)
+        if level > depth:
+            raise MalformedFhir(f"nested deeper than {depth}")
+        here = below
+
+
+_ALL_BUT_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
+
+
+def _surely_flat(body: bytes, rounds: int) -> bool:
+    """Whether brackets close within so many rounds of taking away innermost pairs: then they are at most twice as deep.
+
+    Brackets in strings count too; where they do not balance, the answer is no and the value is walked.
+    """
+    left = body.translate(None, _ALL_BUT_BRACKETS)
+    for _ in range(rounds):
+        if not left:
+            return True
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+    return not left
+
+
+def _check_text(text: str) -> None:
+    if not text.isprintable() and any(ord(char) < 32 and char not in "\t\r\n" for char in text):
+        raise MalformedFhir("a control character in a string (FHIR R4 string)")
+
+
+# --- duplicate names --------------------------------------------------------------------------------------------------
+
+
+def _as_many_names(body: bytes, again: bytes) -> bool:
+    """Whether text has as many names as its value written again, which has each once; False where that is not certain.
+
+    A name that is dropped takes a colon with it at least, and what is kept keeps its colons, unless they were escaped.
+    """
+    return body.count(b":") == again.count(b":") and b"\\u003" not in body
+
+
+def _refuse_duplicates(body: bytes) -> None:
+    try:
+        json.loads(body, object_pairs_hook=_once, parse_float=str, parse_int=str)
+    except MalformedFhir:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise MalformedFhir(f"not JSON: {type(error).__name__}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise MalformedFhir("a name stands twice in one object")
+    return found

@@ -77,8 +77,8 @@ def number_span(text: str) -> tuple[str, Decimal, Decimal]:
         exponent = number.as_tuple().exponent
     except InvalidOperation:
         raise CriteriaError(f"`{text}` is not a number with a prefix of eq ne gt lt ge le sa eb") from None
-    if found is None or not isinstance(exponent, int):
-        raise CriteriaError(f"`{text}` is not a finite number")
+    if found is None or not isinstance(exponent, int) or abs(exponent) > 100 or len(text) > 100:
+        raise CriteriaError(f"`{text}` is not a finite number within reason")
     prefix = found[1] or "eq"
     half = Decimal(1).scaleb(exponent) / 2 if prefix in {"eq", "ne"} else Decimal(0)
     return prefix, number - half, number + half

@@ -261,6 +261,7 @@ class _Reader:
     def __init__(self, most: int) -> None:
         self._most = most
         self._head = 0
+        self._names = 0
         self._size = 0
         self._headed = False
         self._parser = httptools.HttpResponseParser(self)
@@ -298,6 +299,9 @@ class _Reader:
         """One header; trailers are none."""
         if self._headed:
             return
+        self._names += len(name) + len(value)
+        if self._names > MOST_HEAD:
+            raise Unavailable("the answer's headers are larger than the limit")
         key = name.decode("latin-1").lower()
         if key in self.headers:
             if key in _ONCE:

@@ -9,7 +9,8 @@ from fhirshield.model import Denial, Reason, Refused
 JSON_TYPES = frozenset({"application/fhir+json", "application/json", "text/json"})
 JSON_FORMATS = JSON_TYPES | {"json"}
 FORM = "application/x-www-form-urlencoded"
-_ONCE = ("authorization", "accept", "content-type", "origin", "access-control-request-method")
+_ONCE = ("authorization", "accept", "content-type", "content-encoding", "origin", "access-control-request-method")
+_OVERRIDES = ("x-http-method-override", "x-http-method", "x-method-override")
 _BEARER = re.compile(r"bearer +([!-~]+) *\Z", re.IGNORECASE)
 
 Headers = dict[str, str]
@@ -20,12 +21,16 @@ def read(raw: list[tuple[bytes, bytes]]) -> Headers:
     found: Headers = {}
     for name, value in raw:
         key = name.decode("latin-1").lower()
+        if key in _OVERRIDES:
+            raise malformed("a header says another method than the request")
         if key not in _ONCE:
             continue
         text = value.decode("latin-1").strip()
         if key in found and key != "accept":
             raise malformed(f"the header `{key}` stands twice")
         found[key] = f"{found[key]},{text}" if key in found else text
+    if found.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(Denial(415, Reason.MALFORMED_REQUEST, "not-supported", "bodies are taken without a content encoding"))
     return found
 
 

@@ -265,7 +265,7 @@ def codec_cost(files: Path) -> dict[str, float]:
         for _ in range(5):
             begin = time.process_time()
             for body in bodies:
-                fhir_json.encode(fhir_json.decode(body))
+                fhir_json.encode(fhir_json.decode_unchecked(body))
             times.append((time.process_time() - begin) / len(bodies) * 1e6)
         found[what] = statistics.median(times)
     return found

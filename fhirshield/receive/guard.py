@@ -1,0 +1,129 @@
+"""What a connection must keep to before there is a request: one reading of every byte, in a bounded time.
+
+httptools (llhttp) refuses most of what is ambiguous; this refuses what it lets through: targets in absolute form, fragments,
+missing or repeated Host, HTTP/1.0 with a transfer encoding, a body behind an upgrade, heads without end. Trailers end here.
+Whatever is refused is counted, and answered only where no other answer of the connection is still owed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fhirshield.fhir.json import encode
+from fhirshield.fhir.outcome import outcome
+
+MOST_TARGET = 16 << 10
+"""Bytes of a request target."""
+MOST_HEAD = 64 << 10
+"""Bytes of all headers."""
+MOST_HEADERS = 100
+PATIENCE = 10.0
+"""Seconds for the head of a request to arrive, from the first byte or from the connection's beginning."""
+_TARGET = re.compile(rb"/[!\"$-~]*\Z")
+_HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
+_REFUSED = encode(outcome("invalid", "this is not a request that can be read one way"))
+
+
+class _Ambiguous(Exception):
+    """Raised within the parser's callbacks; the parser turns it into its own error."""
+
+
+class Guard(HttpToolsProtocol):
+    """uvicorn's protocol over httptools, refusing more."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _headed = False
+    _size = 0
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection that stays silent does not stay."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more to wait for."""
+        self._head_came()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(PATIENCE, self._too_late)
+
+    def _head_came(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_late(self) -> None:
+        self._timer = None
+        self._count()
+        self.transport.close()
+
+    # --- the parser's callbacks ---------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._headed = False
+        self._size = 0
+        self._wait_for_head()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target."""
+        super().on_url(url)
+        if len(self.url) > MOST_TARGET:
+            raise _Ambiguous
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; trailers are none."""
+        if self._headed:
+            return
+        self._size += len(name) + len(value) + 4
+        if self._size > MOST_HEAD or len(self.headers) >= MOST_HEADERS:
+            raise _Ambiguous
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: is it a request that can be read one way?"""
+        self._headed = True
+        self._head_came()
+        version = self.parser.get_http_version()
+        if not _TARGET.match(self.url) or version not in {"1.0", "1.1"}:
+            raise _Ambiguous
+        hosts = [value for name, value in self.headers if name == b"host"]
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if len(hosts) > 1 or (not hosts and version != "1.0") or not all(map(_HOST.match, hosts)):
+            raise _Ambiguous
+        if codings and (version != "1.1" or [value.strip().lower() for value in codings] != [b"chunked"]):
+            raise _Ambiguous
+        if self.parser.should_upgrade() and (codings or any(name == b"content-length" for name, _ in self.headers)):
+            raise _Ambiguous
+        super().on_headers_complete()
+
+    # --- refusing -----------------------------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be parsed. While another answer is owed here, nothing may be said that could pass for it."""
+        self._head_came()
+        self._count()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()
+            return
+        head = (
+            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/fhir+json; charset=utf-8\r\nCache-Control: no-store\r\n"
+            f"Content-Length: {len(_REFUSED)}\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + _REFUSED)
+        self.transport.close()
+
+    def _count(self) -> None:
+        app: Any = self.app
+        unparsed = getattr(app, "unparsed", None)
+        if unparsed is not None:
+            unparsed(self.client[0] if self.client else "")
