@@ -61,7 +61,7 @@ class Forwarder:
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not what was asked for")
         headers = {name: value for name in HEADERS if _PLAIN.match(value := response.headers.get(name, ""))}
         careful, deep = extensions(response.body)
-        return Answer(plan, 200, headers, resource, careful, deep)
+        return Answer(plan, 200, headers, resource, careful, deep, self._server.named_in(response.body))
 
     def _is_what_was_asked(self, interaction: Interaction, resource: Any) -> bool:
         if not isinstance(resource, dict):

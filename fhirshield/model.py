@@ -230,6 +230,8 @@ class Permit:
     falls with its container: only denies are asked.
     """
     view: Callable[[str], TypeView]
+    sees_everything: bool
+    """Nothing of any type can be withheld from this caller, and nothing is redacted."""
     narrow: tuple[Criterion, ...]
     """Criteria to AND to a search."""
     nothing: bool
@@ -271,6 +273,8 @@ class Answer:
     """The body may hold modifier extensions."""
     deep: bool
     """The body may hold references within extensions."""
+    named: bool = True
+    """The body may hold URLs of the upstream."""
 
 
 @dataclass(slots=True)

@@ -51,6 +51,7 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         situation=situation,
         judge=judge_for(stand, principal.patient, rules.modifier_extensions, _RULE_LETTERS[interaction.rule_name]),
         view=lambda name: _known(stand, name).view,
+        sees_everything=stand.naming.all_open and not stand.applied.redact,
         narrow=narrow,
         nothing=nothing,
         rejudge=fhir_criteria.judge(criteria, situation.bases) if criteria else None,

@@ -77,7 +77,8 @@ def obligations_on(found: TypeStanding, resource: Any) -> int:
 
 def unknown_modifier(node: Any, known: frozenset[str]) -> bool:
     """Whether a modifier extension that the rules do not list stands anywhere in the resource."""
-    return any(type(extension) is not dict or extension.get("url") not in known for extension in _modifier_extensions(node))
+    urls = (extension.get("url") if type(extension) is dict else None for extension in _modifier_extensions(node))
+    return any(type(url) is not str or url not in known for url in urls)
 
 
 def _modifier_extensions(node: Any) -> Iterator[Any]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
-from fhirshield.authorize.naming import touches_identifier, touches_name
+from fhirshield.authorize.naming import NAMING, touches_identifier, touches_name
 from fhirshield.fhir import criteria
 from fhirshield.fhir.criteria import Criteria, Judge
 from fhirshield.fhir.definitions import resource_types
@@ -104,7 +104,7 @@ class Standing:
                 self.naming,
                 marked=bool(obligations),
                 closed=self._closed(name) if obligations else frozenset(),
-                silent=bool(obligations) or bool(self._obligations("Patient")),
+                silent=bool(obligations) or self.names_are_hidden,
                 label=hashlib.sha256("\n".join(f"{o.rule} {o.path.text} {o.operation}" for o in obligations).encode()).digest(),
             ),
         )
@@ -149,6 +149,17 @@ class Standing:
         if self._naming is None:
             self._naming = self._name()
         return self._naming
+
+    @cached_property
+    def names_are_hidden(self) -> bool:
+        """Whether a name may be hidden from this caller that narrative of any type could tell: by a rule, or the subject's."""
+        naming = self.naming
+        if not (naming.subject_display and naming.subject_identifier) or self._obligations("Patient") or self.applied.deny:
+            return True
+        if any(rule.withheld for rule in self.applied.redact):
+            return True
+        types = {o.type for rule in self.applied.redact for o in rule.redact}
+        return any(touches_name(self._obligations(t), t) or touches_identifier(self._obligations(t)) for t in types & NAMING.keys())
 
     def _name(self) -> Naming:
         visible = {t for t in resource_types() if self._never_withheld(t, subject=False)}

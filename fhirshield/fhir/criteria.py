@@ -211,8 +211,13 @@ def _code_or_concept(parameter: SearchParameter, values: tuple[str, ...]) -> Jud
             for coding in codings:
                 if type(coding) is not dict or type(value := coding.get("code")) is not str:
                     return None
-                if value in plain or (exact and value in codes and (coding.get("system"), value) in exact):
+                if value in plain:
                     return True
+                if value in codes:
+                    if type(system := coding.get("system")) is not str:
+                        return None
+                    if (system, value) in exact:
+                        return True
                 if value.strip().casefold() in folded:
                     return None
         return False if found else None
@@ -235,6 +240,8 @@ def _token(text: str, modifier: str, parameter: SearchParameter, bases: tuple[st
     system, code = (None, parts[0]) if len(parts) == 1 else (parts[0], parts[1])
 
     def same(value: Any, found_system: Any) -> Answer:
+        if found_system is not None and not isinstance(found_system, str):
+            return None
         if system is not None and (found_system or "") != system:
             return None if system and not found_system and same_code(value) is not False else False
         return same_code(value)

@@ -51,7 +51,7 @@ ANY_OF: dict[str, tuple[tuple[str, ...], ...]] = {
     "Appointment.participant": (("type", "actor"),),  # app-1
     "AppointmentResponse": (("participantType", "actor"),),  # apr-1
     "Bundle.entry": (("resource", "request", "response"),),  # bdl-5
-    "CapabilityStatement": (("rest", "messaging", "document"), ("description", "software", "implementation")),
+    "CapabilityStatement": (("messaging", "rest", "document"), ("description", "software", "implementation")),
     "Composition.section": (("text", "entry", "section"),),  # cmp-1
     "Condition.stage": (("summary", "assessment"),),  # con-1
     "Condition.evidence": (("code", "detail"),),  # con-2
@@ -61,6 +61,7 @@ ANY_OF: dict[str, tuple[tuple[str, ...], ...]] = {
     "DataRequirement.dateFilter": (("path", "searchParam"),),  # drq-2
     "ElementDefinition.slicing": (("discriminator", "description"),),  # eld-1
     "Expression": (("expression", "reference"),),  # exp-1
+    "Extension": (("extension", "value"),),  # ext-1
     "Immunization.education": (("documentType", "reference"),),  # imm-1
     "ImmunizationRecommendation.recommendation": (("vaccineCode", "targetDisease"),),  # imr-1
     "InsurancePlan": (("identifier", "name"),),  # ipn-1
@@ -72,7 +73,7 @@ ANY_OF: dict[str, tuple[tuple[str, ...], ...]] = {
     "Observation.referenceRange": (("low", "high", "text"),),  # obs-3
     "OperationDefinition.parameter": (("type", "part"),),  # opd-1
     "Organization": (("identifier", "name"),),  # org-1
-    "Parameters.parameter": (("part", "value", "resource"),),  # inv-1
+    "Parameters.parameter": (("value", "part", "resource"),),  # inv-1
     "Patient.contact": (("name", "telecom", "address", "organization"),),  # pat-1
     "Ratio": (("numerator", "extension"),),  # rat-1
     "RequestGroup.action": (("resource", "action"),),  # rqg-1

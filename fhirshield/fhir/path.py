@@ -252,6 +252,10 @@ def _child(owner: str, name: str, text: str) -> Element:
     if owner == "Resource":
         raise PathError(f"`{text}` goes into another resource", "write a rule for that resource's type")
     assert kind is not None
+    if kind.kind == "primitive":
+        raise PathError(
+            f"`{text}` looks for `{name}` on a primitive value", "its extensions stand beside it: `._name.extension[*]`"
+        )
     element = kind.elements.get(name)
     if element is None and name.startswith("_") and (base := kind.elements.get(name[1:])) and base.primitive:
         return Element(name, "Element", 0, base.many, False, base.summary, base.choice, (), "")

@@ -25,8 +25,13 @@ class FhirServer:
         self.url = url
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path.rstrip("/")
+        self._host = (parts.hostname or "").encode().lower()
         self._client = client
         self._credential = credential
+
+    def named_in(self, body: bytes) -> bool:
+        """Whether this server's host may stand in JSON text; never False where it does."""
+        return self._host in body.lower() or (b"\\" in body and b"\\u" in body)
 
     async def send(
         self,

@@ -28,6 +28,7 @@ IDLE_UNSAFE = 1.0
 MOST_HEAD = 64 << 10
 """Bytes of status line and headers, interim answers included."""
 _METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
+_TRIES = 3
 _SAFE_AGAIN = {"GET"}
 """What may be sent once more when a kept connection turns out to be closed (RFC 9110 §9.2.2)."""
 _TARGET = re.compile(r"/[!-~]*\Z")
@@ -59,18 +60,13 @@ class Pool:
             head += body
         try:
             async with asyncio.timeout(self._answer):
-                kept = self._kept(origin, IDLE if method in _SAFE_AGAIN else IDLE_UNSAFE)
-                if kept is not None:
-                    response = await self._exchange(kept, head, origin)
+                again = method in _SAFE_AGAIN
+                for _ in range(_TRIES if again else 1):
+                    connection = self._kept(origin, IDLE if again else IDLE_UNSAFE) or await self._fresh(origin)
+                    response = await self._exchange(connection, head, origin)
                     if response is not None:
                         return response
-                    if method not in _SAFE_AGAIN:
-                        raise Unavailable("no answer: the connection was closed")
-                fresh = await self._fresh(origin)
-                response = await self._exchange(fresh, head, origin)
-                if response is None:
-                    raise Unavailable("no answer: the connection was closed")
-                return response
+                raise Unavailable("no answer: the connection was closed")
         except TimeoutError as error:
             raise Unavailable("no answer in time", slow=True) from error
         except (OSError, ValueError, UnicodeError) as error:
@@ -277,8 +273,7 @@ class _Reader:
     def feed(self, data: bytes) -> None:
         """Read on."""
         self.begun = True
-        if not self._headed:
-            self._head += len(data)
+        self._head += len(data)
         try:
             self._parser.feed_data(data)
         except Unavailable:
@@ -287,8 +282,8 @@ class _Reader:
             if isinstance(error.__context__, Unavailable):
                 raise error.__context__ from None
             raise Unavailable("the answer is not HTTP/1.1") from error
-        if not self._headed and self._head > MOST_HEAD:
-            raise Unavailable("the answer's headers are larger than the limit")
+        if self._head - self._size > MOST_HEAD + 8 * self._size:
+            raise Unavailable("what is around the answer's body is larger than the limit")
 
     def on_message_begin(self) -> None:
         """A second answer behind a whole one was not asked for."""
@@ -297,11 +292,11 @@ class _Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; trailers are none."""
-        if self._headed:
-            return
         self._names += len(name) + len(value)
         if self._names > MOST_HEAD:
             raise Unavailable("the answer's headers are larger than the limit")
+        if self._headed:
+            return
         key = name.decode("latin-1").lower()
         if key in self.headers:
             if key in _ONCE:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from fhirshield.fhir.absent import marker
 from fhirshield.fhir.interaction import Kind
 from fhirshield.fhir.json import encode
 from fhirshield.fhir.subjects import has_subject, patients_of
@@ -28,6 +30,7 @@ REDACTED = {"system": _LABELS, "code": "REDACTED", "display": "redacted"}
 SUBSETTED = {"system": _LABELS, "code": "SUBSETTED", "display": "subsetted"}
 _PLACE = secrets.token_hex(16)
 """Stands for the version while a view is digested; nobody can know it in advance."""
+Again = Callable[[Any], bool | None] | None
 _NOT_FOUND = "no such resource for this caller"
 
 
@@ -40,6 +43,8 @@ class _Work:
     tools: Tools
     careful: bool
     deep: bool
+    named: bool
+    """The upstream's own URL may stand in the text."""
 
 
 class Redactor:
@@ -49,14 +54,13 @@ class Redactor:
         self._ring = ring
         self._linker = Linker(ring, page_lifetime)
         self._programs: dict[tuple[TypeView, int], Program] = {}
-        self._names: dict[TypeView, Names] = {}
+        self._names: dict[tuple[TypeView, bool], Names] = {}
 
     def __call__(self, answer: Answer) -> View:
         """The view of an answer. Raises Refused (404) where the one resource asked for is withheld."""
         permit = answer.plan.permit
-        deep = answer.deep
         tools = Tools(permit.situation.now.date(), lambda value: self._ring.digest("hashes", value))
-        work = _Work(permit, Tally(), tools, answer.careful, deep)
+        work = _Work(permit, Tally(), tools, answer.careful, answer.deep, answer.named)
         if permit.interaction.kind in {Kind.READ, Kind.VREAD}:
             return self._one(answer, work)
         return self._searchset(answer, work)
@@ -82,50 +86,67 @@ class Redactor:
             headers.append(("ETag", f'W/"{version}"'))
         return View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
 
-    def _body(self, resource: Any, verdict: Verdict, work: _Work) -> tuple[bytes, str] | None:
-        """The bytes of one resource as this caller may see it, with its view token; None where it is withheld."""
+    def _body(self, resource: Any, verdict: Verdict, work: _Work, again: Again = None) -> tuple[bytes, str] | None:
+        """The bytes of one resource as this caller may see it, with its view token; None where it is withheld.
+
+        ``again`` judges whether the redacted view still is what was searched for.
+        """
         if not verdict.shown:
             _add(work.tally.withheld, verdict.reason)
             return None
-        patients = patients_of(resource, work.permit.situation.bases) or () if has_subject(resource["resourceType"]) else ()
+        patients = self._patients(resource, work)
         try:
-            view = self._redact(resource, verdict.applies, work, mark=_PLACE)
+            label, closed = self._redact(resource, verdict.applies, work, mark=_PLACE)
         except (ResourceDropped, _Unseen) as error:
             _add(work.tally.withheld, error.args[0] if isinstance(error, _Unseen) else Reason.DENIED_BY_RULE)
             return None
         tally = work.tally
+        if again is not None and again(resource) is not True:
+            _add(tally.withheld, Reason.NOT_MATCHED)
+            return None
         tally.shown += 1
         _add(tally.granted, verdict.rule)
         tally.patients.update(patients)
-        content = self._linker.ours(work.permit, encode(resource))
-        if "versionId" not in view.closed:
+        content = encode(resource)
+        if work.named:
+            content = self._linker.ours(work.permit, content)
+        if "versionId" not in closed:
             return content, ""
         head, _, tail = content.partition(_PLACE.encode())
-        token = self._ring.digest("view tokens", b"".join((view.label, head, tail)))
+        token = self._ring.digest("view tokens", b"".join((label, head, tail)))
         return b"".join((head, token.encode(), tail)), token
 
-    def _redact(self, resource: dict[str, Any], applies: int, work: _Work, *, mark: str | None) -> TypeView:
+    def _patients(self, resource: Any, work: _Work) -> Iterable[str]:
+        """Whom a resource is about, for the record."""
+        return patients_of(resource, work.permit.situation.bases) or () if has_subject(resource["resourceType"]) else ()
+
+    def _redact(self, resource: dict[str, Any], applies: int, work: _Work, *, mark: str | None) -> tuple[bytes, frozenset[str]]:
         """Redact in place what one resource and those within it may not show. Raises ResourceDropped, _Unseen.
 
-        ``mark`` is the version that the marked resource gets; contained ones (None) carry no marks (dom-4, dom-5).
+        ``mark`` is the version that the marked resource gets; contained ones (None) carry no marks (dom-4, dom-5). Returns what
+        names the views that went into it, and what of its ``meta`` is closed. What holds a marked resource is marked itself.
         """
         view = work.permit.view(resource["resourceType"])
-        silent = view.silent | self._within(resource, work)
+        inner = self._within(resource, work)
+        silent = view.silent or any(one.silent for one in inner)
+        marked = view.marked or any(one.marked for one in inner)
+        label = b"".join(one.label for one in (view, *inner) if one.marked)
+        closed = view.closed.union(*(one.closed for one in inner))
         changes: list[Change] = []
         counts = work.tally.redacted
         if applies:
             self._program(view, applies).follow(resource, work.tools, changes, counts)
         if not view.naming.all_open:
-            self._names_of(view).clean(resource, work.deep, changes, counts)
+            self._names_of(view, mark is None).clean(resource, work.deep, changes, counts)
         if changes:
             carry_out(changes, work.tools, counts)
         if silent:
             resource.pop("text", None)
             if view.type == "Composition":
                 _silence_sections(resource)
-        if view.marked and mark is not None:
-            _mark(resource, mark, view.closed)
-        return view
+        if marked and mark is not None:
+            _mark(resource, mark, closed)
+        return label, closed
 
     def _program(self, view: TypeView, applies: int) -> Program:
         key = (view, applies)
@@ -137,36 +158,40 @@ class Redactor:
             found = self._programs[key] = Program(view.type, bound)
         return found
 
-    def _names_of(self, view: TypeView) -> Names:
-        found = self._names.get(view)
+    def _names_of(self, view: TypeView, within: bool) -> Names:
+        found = self._names.get((view, within))
         if found is None:
             if len(self._names) >= MOST_PROGRAMS:
                 self._names.clear()
-            found = self._names[view] = Names(view.type, view.naming)
+            found = self._names[view, within] = Names(view.type, view.naming, within=within)
         return found
 
     # --- resources within resources -------------------------------------------------------------------------------
 
-    def _within(self, resource: dict[str, Any], work: _Work) -> bool:
-        """Judge and redact embedded resources; whether one of them silences the narrative around it."""
-        silent = False
+    def _within(self, resource: dict[str, Any], work: _Work) -> list[TypeView]:
+        """Judge and redact embedded resources; the views of those that stay."""
+        found: list[TypeView] = []
         contained = resource.get("contained")
         if contained is not None:
             for inner in contained if type(contained) is list else [contained]:
                 verdict = work.permit.judge(inner, "c", work.careful)
                 if not verdict.shown:
                     raise _Unseen(verdict.reason)
-                silent |= self._redact(inner, verdict.applies, work, mark=None).silent
-        if resource["resourceType"] == "Bundle":
-            resource["entry"] = self._nested(resource.get("entry"), work)
-        elif resource["resourceType"] == "Parameters":
-            resource["parameter"] = self._nested(resource.get("parameter"), work)
-        for name in ("entry", "parameter"):
-            if name in resource and resource["resourceType"] in {"Bundle", "Parameters"} and not resource[name]:
+                if inner["resourceType"] != "Patient":  # its id is of this resource alone
+                    work.tally.patients.update(self._patients(inner, work))
+                self._redact(inner, verdict.applies, work, mark=None)
+                found.append(work.permit.view(inner["resourceType"]))
+        kind = resource["resourceType"]
+        name = {"Bundle": "entry", "Parameters": "parameter"}.get(kind)
+        if name in resource:
+            resource[name] = self._nested(resource[name], work, found)
+            if not resource[name]:
                 del resource[name]
-        return silent
+        if kind == "Bundle" and not work.permit.sees_everything:
+            _quiet(resource)
+        return found
 
-    def _nested(self, entries: Any, work: _Work) -> list[Any]:
+    def _nested(self, entries: Any, work: _Work, found: list[TypeView]) -> list[Any]:
         """Entries of a Bundle or parameters of Parameters without those whose resource is withheld."""
         kept = []
         for entry in entries if type(entries) is list else []:
@@ -181,9 +206,14 @@ class Redactor:
                 if not verdict.shown:
                     _add(work.tally.withheld, verdict.reason)
                     continue
+                patients = self._patients(inner, work)
                 self._redact(inner, verdict.applies, work, mark="")
+                found.append(work.permit.view(inner["resourceType"]))
+                work.tally.patients.update(patients)
+                work.tally.shown += 1
+                _add(work.tally.granted, verdict.rule)
             if "part" in entry:
-                entry["part"] = self._nested(entry["part"], work)
+                entry["part"] = self._nested(entry["part"], work, found)
                 if not entry["part"]:
                     continue
             kept.append(entry)
@@ -213,12 +243,8 @@ class Redactor:
             _add(work.tally.withheld, Reason.UPSTREAM_MALFORMED)
             return None
         verdict = permit.judge(resource, "s" if mode == "match" else "r", work.careful)
-        body = self._body(resource, verdict, work)
+        body = self._body(resource, verdict, work, permit.rejudge if mode == "match" else None)
         if body is None:
-            return None
-        if permit.rejudge is not None and mode == "match" and permit.rejudge(resource) is not True:
-            work.tally.shown -= 1
-            _add(work.tally.withheld, Reason.NOT_MATCHED)
             return None
         url = self._linker.full_url(permit, resource)
         made: dict[str, Any] = {"resource": msgspec.Raw(body[0]), "search": {"mode": mode}}
@@ -236,6 +262,21 @@ class Withheld(Refused):
 
 class _Unseen(Exception):
     """Something within a resource withholds the whole; carries the reason."""
+
+
+def _quiet(bundle: dict[str, Any]) -> None:
+    """What a stored Bundle says around its entries tells of what was withheld, or where it came from."""
+    for name in ("total", "_total", "link"):
+        bundle.pop(name, None)
+    for entry in bundle.get("entry", ()):
+        entry.pop("link", None)
+        request, response = entry.get("request"), entry.get("response")
+        if type(request) is dict:
+            method = request.get("method")
+            entry["request"] = {"method": method, "_url": marker()} if isinstance(method, str) else {"_url": marker()}
+        if type(response) is dict:
+            status = response.get("status")
+            entry["response"] = {"status": status} if isinstance(status, str) else {"_status": marker()}
 
 
 def _mode(entry: dict[str, Any]) -> str:

@@ -228,6 +228,7 @@ def _without(owner: str, element: Element, test: Any, rule: str, around: Any) ->
             counts[rule] = counts.get(rule, 0) + len(found) - len(kept)
         else:
             del owner[name]
+            counts[rule] = counts.get(rule, 0) + len(found) - 1
             settle(owner, chain, changes, counts)
 
     return without

@@ -7,12 +7,26 @@ the upstream is inside, where only the shield can read it.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from fhirshield.fhir.page import Page, link_target
 from fhirshield.model import Permit
 from fhirshield.ring import Ring
+
+
+@lru_cache(maxsize=64)
+def _pattern(url: str) -> re.Pattern[bytes]:
+    """A base URL in text: scheme and host in any case, the default port said or not, and no longer path."""
+    parts = urlsplit(url)
+    port = {"http": 80, "https": 443}[parts.scheme] if parts.port is None else parts.port
+    said = rf"(?::{port})?" if port in {80, 443} else f":{port}"
+    host = re.escape(parts.hostname or "")
+    host = rf"\[{host}\]" if ":" in (parts.hostname or "") else host
+    text = rf"(?i:{parts.scheme}://{host}){said}{re.escape(parts.path)}(?![A-Za-z0-9._~%-])"
+    return re.compile(text.encode())
+
 
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,256}\Z")
 
@@ -36,12 +50,11 @@ class Linker:
         return f"{permit.situation.base}/{resource['resourceType']}/{identity}"
 
     def ours(self, permit: Permit, content: bytes) -> bytes:
-        """A resource's text with absolute URLs of the upstream as URLs of ours."""
+        """A resource's text with absolute URLs of the upstream as URLs of ours, whatever follows the base."""
         base = permit.situation.base.encode()
-        for other in (url.encode() for url in permit.situation.bases if url != permit.situation.base):
-            if other in content:
-                for end in (b"/", b'"'):
-                    content = content.replace(other + end, base + end)
+        for url in permit.situation.bases:
+            if url != permit.situation.base:
+                content = _pattern(url).sub(lambda _: base, content)
         return content
 
     def links(self, permit: Permit, upstream: Any) -> list[dict[str, str]]:

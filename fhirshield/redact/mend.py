@@ -148,6 +148,8 @@ class Mend:
 def _compact(owner: dict[str, Any], name: str) -> None:
     """Drop removed entries of a repeating element and its sibling together; drop either when it holds nothing."""
     values, sibling = owner.get(name), owner.get("_" + name)
+    if name.startswith("_") and type(values) is list:
+        return _compact_siblings(owner, name, values)
     if type(values) is list or type(sibling) is list:
         first = values if type(values) is list else []
         second = sibling if type(sibling) is list else []
@@ -156,6 +158,18 @@ def _compact(owner: dict[str, Any], name: str) -> None:
         kept = [(v, s) for v, s in pairs if v is not REMOVED and s is not REMOVED]
         _keep(owner, name, [v for v, _ in kept])
         _keep(owner, "_" + name, [s for _, s in kept])
+
+
+def _compact_siblings(owner: dict[str, Any], name: str, siblings: list[Any]) -> None:
+    """The same where entries of the siblings were removed: what they stood beside stays in its place."""
+    values = owner.get(name[1:])
+    first = values if type(values) is list else []
+    length = max(len(first), len(siblings))
+    pairs = [(first[i] if i < len(first) else None, siblings[i] if i < len(siblings) else None) for i in range(length)]
+    kept = [(v, None if s is REMOVED else s) for v, s in pairs if v is not None or s is not REMOVED]
+    if type(values) is list:
+        _keep(owner, name[1:], [v for v, _ in kept])
+    _keep(owner, name, [s for _, s in kept])
 
 
 def _keep(owner: dict[str, Any], name: str, values: list[Any]) -> None:

@@ -34,16 +34,17 @@ def _subject_names(resource_type: str) -> frozenset[tuple[str, ...]]:
 class Names:
     """What one view may not be told by references, for one resource type.
 
+    ``within``: of contained resources, whose subject nobody held against the patient in context.
     Comes after every path was followed, so that no filter sees its work.
     """
 
-    def __init__(self, resource_type: str, naming: Naming) -> None:
+    def __init__(self, resource_type: str, naming: Naming, *, within: bool) -> None:
         self._type = resource_type
         self._kept = (
             ("display", naming.display, naming.subject_display),
             ("identifier", naming.identifier, naming.subject_identifier),
         )
-        self._subjects = _subject_names(resource_type)
+        self._subjects = frozenset() if within else _subject_names(resource_type)
         self._looks: dict[tuple[str, tuple[str, ...] | None], Look] = {}
 
     def clean(self, resource: dict[str, Any], deep: bool, changes: list[Change], counts: dict[str, int]) -> None:

@@ -93,7 +93,7 @@ def show_parts(permit: Any, resources: list[Any], ring: Ring) -> None:
     view = permit.view("Observation")
     tools = Tools(NOW.date(), lambda value: ring.digest("hashes", value))
     spent: dict[str, float] = {}
-    program, names = Program("Observation", view.obligations), Names("Observation", view.naming)
+    program, names = Program("Observation", view.obligations), Names("Observation", view.naming, within=False)
     counts: dict[str, int] = {}
 
     def lap(part: str, begin: float) -> float:
