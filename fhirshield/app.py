@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fhirshield.audit import Journal
 from fhirshield.audit.quota import Quota
 from fhirshield.authenticate import Authenticator
+from fhirshield.authenticate.introspection import Introspection
 from fhirshield.authenticate.keys import Keys
 from fhirshield.describe import Describer
 from fhirshield.forward import Forwarder
@@ -27,7 +28,8 @@ from fhirshield.outbound.credential import BearerFile, ClientCredentials, NoCred
 from fhirshield.outbound.fhir_server import Credential as CredentialSource
 from fhirshield.outbound.fhir_server import FhirServer
 from fhirshield.outbound.http import Client
-from fhirshield.outbound.issuer import JwksFile, JwksUrl
+from fhirshield.outbound.introspector import Introspector
+from fhirshield.outbound.issuer import JwksFile, JwksUrl, NoKeys
 from fhirshield.outbound.pool import Pool
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import load as load_rules
@@ -36,7 +38,11 @@ from fhirshield.redact import Redactor
 from fhirshield.respond import respond as send_view
 from fhirshield.ring import Ring, load_key
 from fhirshield.settings import Credential, Issuer, Settings, Upstream
+from fhirshield.settings import Introspection as IntrospectionSettings
 from fhirshield.shield import Shield, Story
+from fhirshield.state import ExpiringMap
+from fhirshield.state.memory import MemoryMap
+from fhirshield.state.redis import RedisMap
 
 HEAD_INTERVAL = 10.0
 """Seconds between signed heads at the witness."""
@@ -55,6 +61,7 @@ class _Parts:
     journal: Journal
     quota: Quota
     clients: list[Client]
+    state: ExpiringMap
 
 
 def build(settings: Settings) -> Entrance:
@@ -80,6 +87,7 @@ def build(settings: Settings) -> Entrance:
             await journal.close()
             for client in parts.clients:
                 await client.close()
+            await parts.state.close()
 
     entrance.application = Starlette(lifespan=lifespan)
     return entrance
@@ -109,6 +117,12 @@ def _start(settings: Settings, rules: RuleSet, ring: Ring, journal: Journal) -> 
     issuer_client = Pool(most=_SMALL, connect=2.0, answer=5.0)
     clients: list[Client] = [issuer_client]
     keys = {name: _keys(issuer, issuer_client) for name, issuer in settings.issuers.items()}
+    state = _state(settings)
+    introspections = {
+        name: Introspection(_introspector(issuer.introspection, issuer_client), state, ring, issuer.introspection.keep)
+        for name, issuer in settings.issuers.items()
+        if issuer.introspection
+    }
     quota = Quota(journal, time.monotonic)
     redactor = Redactor(ring)
     shields = {}
@@ -120,8 +134,8 @@ def _start(settings: Settings, rules: RuleSet, ring: Ring, journal: Journal) -> 
         clients.append(client)
         server = FhirServer(upstream.url, client, _credential(upstream.credential, issuer_client))
         shields[upstream.path] = Shield(
-            receive=Receiver(upstream, settings.public_url, ring),
-            authenticate=Authenticator(upstream, settings.issuers, keys),
+            receive=Receiver(upstream, settings.public_url, ring, settings.proxies),
+            authenticate=Authenticator(upstream, settings.issuers, keys, introspections, state),
             rules=rules,
             forward=Forwarder(server, settings.limits, forward_token=upstream.credential.forward),
             redact=redactor,
@@ -129,11 +143,24 @@ def _start(settings: Settings, rules: RuleSet, ring: Ring, journal: Journal) -> 
             journal=journal,
             quota=quota,
         )
-    return _Parts(shields, journal, quota, clients)
+    return _Parts(shields, journal, quota, clients, state)
+
+
+def _state(settings: Settings) -> ExpiringMap:
+    if not settings.state.redis:
+        return MemoryMap()
+    file = settings.state.password_file
+    return RedisMap(settings.state.redis, file.read_text(encoding="utf-8").strip() if file else None)
+
+
+def _introspector(row: IntrospectionSettings, client: Client) -> Introspector:
+    return Introspector(client, url=row.url, client_id=row.client_id, client_secret_file=row.client_secret_file)
 
 
 def _keys(issuer: Issuer, client: Client) -> Keys:
-    return Keys(JwksFile(issuer.jwks_file) if issuer.jwks_file else JwksUrl(issuer.jwks_url, client))
+    if issuer.jwks_file:
+        return Keys(JwksFile(issuer.jwks_file))
+    return Keys(JwksUrl(issuer.jwks_url, client) if issuer.jwks_url else NoKeys())
 
 
 def _credential(credential: Credential, client: Client) -> CredentialSource:

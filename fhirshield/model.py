@@ -83,9 +83,18 @@ class Situation:
     decision: str
     """The id that stands in the record and in ``X-Request-Id``."""
     credential: str | None
-    """The bearer token, still unverified."""
+    """The access token, still unverified."""
     origin: str
     """The ``Origin`` of a browser app that settings allow, or empty."""
+    scheme: str = "bearer"
+    """How the token was shown: ``bearer`` or ``dpop``."""
+    proof: str = ""
+    """The DPoP proof that came with it, still unverified."""
+    certificate: str = ""
+    """SHA-256 of the client's certificate (base64url), where a trusted proxy says so."""
+    method: str = ""
+    url: str = ""
+    """The request's URL as clients see it, without its query."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ A key whose engine does not exist yet is a fault that says so: no key is accepte
 
 from __future__ import annotations
 
+import ipaddress
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +20,7 @@ from fhirshield.errors import Fault, OperatorError
 NOT_YET = {
     ("admin",): "the admin side (health, metrics, console)",
     ("consent",): "the Consent engine",
-    ("state",): "shared state",
-    ("trusted_proxies",): "reading the client's address behind proxies",
     ("audit", "sinks"): "streaming records to sinks",
-    ("issuers", "*", "introspection"): "token introspection (RFC 7662)",
-    ("upstreams", "*", "introspector"): "token introspection (RFC 7662)",
 }
 """Keys of the design whose engines are not in this version."""
 
@@ -41,6 +38,36 @@ class RoleSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Introspection:
+    """Where tokens are introspected (RFC 7662), as whom, and what an answer is good for."""
+
+    url: str
+    client_id: str
+    client_secret_file: Path
+    keep: float
+    """Seconds."""
+    revocation: bool
+    sole_audience: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Who may say where a request came from, and with which client certificate."""
+
+    trusted: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    certificate_header: str = ""
+    """Lower-case name of the header with the client's certificate, or empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What replicas share for a while; memory where ``redis`` is empty."""
+
+    redis: str = ""
+    password_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Issuer:
     """One OAuth authorization server whose tokens are accepted."""
 
@@ -53,6 +80,7 @@ class Issuer:
     claims: Mapping[str, str]
     roles: RoleSource
     default_purpose: Mapping[str, str]
+    introspection: Introspection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +113,8 @@ class Upstream:
     audience: tuple[str, ...]
     origins: tuple[str, ...]
     id_length: int
+    introspector: str = ""
+    """The issuer that opaque tokens are asked of, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +152,8 @@ class Settings:
     ring_file: Path
     zone: zoneinfo.ZoneInfo
     limits: Limits
+    state: State = State()
+    proxies: Proxies = Proxies()
 
 
 def load(path: Path) -> Settings:
@@ -182,7 +214,18 @@ def _settings(found: Document, folder: Path) -> Settings:
             limits.get("entries", 1000),
             limits.get("concurrency", 512),
         ),
+        state=_state(raw.get("state", "memory"), folder),
+        proxies=Proxies(
+            tuple(ipaddress.ip_network(text, strict=False) for text in raw.get("trusted_proxies", ()) if _network(text)),
+            raw.get("client_certificate_header", "").lower(),
+        ),
     )
+
+
+def _state(row: Any, folder: Path) -> State:
+    if isinstance(row, str):
+        return State("" if row == "memory" else row)
+    return State(row["redis"], folder / row["password_file"] if "password_file" in row else None)
 
 
 def _issuer(name: str, row: Any, folder: Path) -> Issuer:
@@ -202,6 +245,18 @@ def _issuer(name: str, row: Any, folder: Path) -> Issuer:
             {key: tuple(value) for key, value in roles.get("scopes", {}).items()},
         ),
         default_purpose=row.get("default_purpose", {}),
+        introspection=_introspection(row["introspection"], folder) if "introspection" in row else None,
+    )
+
+
+def _introspection(row: Any, folder: Path) -> Introspection:
+    return Introspection(
+        url=row["url"],
+        client_id=row["client_id"],
+        client_secret_file=folder / row["client_secret_file"],
+        keep=duration(row.get("keep", "10s")),
+        revocation=row.get("revocation", False),
+        sole_audience=row.get("sole_audience", False),
     )
 
 
@@ -222,6 +277,7 @@ def _upstream(row: Any, public_url: str, folder: Path) -> Upstream:
         audience=tuple(row.get("audience", [public_url + row["path"]])),
         origins=tuple(row.get("origins", ())),
         id_length=row.get("id_length", 64),
+        introspector=row.get("introspector", ""),
     )
 
 
@@ -238,6 +294,10 @@ def _cross_check(found: Document, settings: Settings) -> list[Fault]:
         for name in set(upstream.identities) - set(upstream.issuers):
             key: Key = ("upstreams", index, "identities")
             faults.append(found.fault(key, f"`{name}` opens nothing here", "list it under `issuers` too"))
+        asked = upstream.introspector
+        if asked and (asked not in upstream.issuers or settings.issuers[asked].introspection is None):
+            remedy = "name an issuer of this upstream that has `introspection`"
+            faults.append(found.fault(("upstreams", index, "introspector"), f"`{asked}` cannot be asked here", remedy))
         if upstream.path in seen:
             faults.append(found.fault(("upstreams", index, "path"), f"`{upstream.path}` is taken", "give each its own"))
         seen[upstream.path] = index
@@ -247,9 +307,24 @@ def _cross_check(found: Document, settings: Settings) -> list[Fault]:
             other = urls[issuer.issuer]
             faults.append(found.fault(("issuers", name, "issuer"), f"is also the issuer of `{other}`", "merge the two"))
         urls[issuer.issuer] = name
+    for place, text in enumerate(raw.get("trusted_proxies", ())):
+        if not _network(text):
+            faults.append(found.fault(("trusted_proxies", place), f"`{text}` is not an address or network", "write 10.0.0.0/8"))
+    if "client_certificate_header" in raw and not raw.get("trusted_proxies"):
+        faults.append(
+            found.fault(("client_certificate_header",), "is believed of nobody", "name the proxy under `trusted_proxies`")
+        )
     if "zone" in raw and _zone(raw["zone"]) is None:
         faults.append(found.fault(("zone",), f"`{raw['zone']}` is not a time zone", "use an IANA name: Europe/Berlin"))
     return faults
+
+
+def _network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _zone(name: str) -> zoneinfo.ZoneInfo | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +17,7 @@ from joserfc.jwk import ECKey
 from fhirshield.document import schema_of
 from fhirshield.errors import OperatorError
 from fhirshield.settings import NOT_YET, load
+from tests.authenticate.test_binding import CERTIFICATE, KEY, THUMBPRINT, proof
 from tests.test_shield import NURSE, upstream_saying
 from tests.world import OPEN, World, merged, world
 
@@ -33,6 +35,11 @@ def leaves(schema: Any, root: Any, path: str = "") -> Iterator[str]:
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
     inner = {**schema.get("properties", {})}
+    options = schema.get("oneOf", ())
+    for option in options:
+        inner |= option.get("properties", {})
+    if any("type" in option and "properties" not in option for option in options):
+        yield path
     if isinstance(schema.get("additionalProperties"), dict):
         inner["*"] = schema["additionalProperties"]
     if "items" in schema and ("properties" in schema["items"] or "$ref" in schema["items"]):
@@ -261,7 +268,83 @@ async def _concurrency(folder: Path) -> None:
         assert sorted(a.status for a in answers) == [502, 503, 503]
 
 
+def _introspection(**row: Any) -> Effect:
+    """The key's effect is shown in tests/authenticate/test_introspection.py; here: it is read, and a wrong place is 503."""
+
+    async def effect(folder: Path) -> None:
+        (folder / "secret").write_text("s")
+        plain = {"url": "http://127.0.0.1:9/i", "client_id": "c", "client_secret_file": "secret", "revocation": True}
+        assert await status(folder, {"issuers": {"demo": {"introspection": {**plain, **row}}}}) == 503
+        found = (await told(folder, {"issuers": {"demo": {"introspection": {**plain, **row}}}})).issuers["demo"].introspection
+        for name, value in row.items():
+            assert getattr(found, name) in {value, folder / str(value), 7.0}
+
+    return effect
+
+
+async def _introspector(folder: Path) -> None:
+    (folder / "secret").write_text("s")
+    row = {"url": "http://127.0.0.1:9/i", "client_id": "c", "client_secret_file": "secret"}
+    settings: dict[str, Any] = {"issuers": {"demo": {"introspection": row}}}
+    for introspector, wanted in (({}, 401), ({"introspector": "demo"}, 503)):
+        async with world(folder, settings={**settings, "upstreams": [introspector]}) as here:
+            assert (await here.ask("/Patient/pat-1", "opaque-token-0123456789")).status == wanted
+    with pytest.raises(OperatorError, match="cannot be asked here"):
+        await told(folder, {"upstreams": [{"introspector": "demo"}]})
+
+
+async def _state(folder: Path) -> None:
+    """Away is 503 for what rests on it: the effect of a Redis that is there stands in tests/state."""
+    for settings, wanted in (({}, 401), ({"state": "redis://127.0.0.1:9/0"}, 503)):
+        async with world(folder, settings=settings) as here:
+            token = here.token(cnf={"jkt": KEY.thumbprint()})
+            shown = proof(here, token)
+            await here.ask("/Patient/pat-1", headers={"Authorization": f"DPoP {token}", "DPoP": shown})
+            answer = await here.ask("/Patient/pat-1", headers={"Authorization": f"DPoP {token}", "DPoP": shown})
+            assert answer.status == wanted
+
+
+async def _state_redis(folder: Path) -> None:
+    assert (await told(folder, {"state": {"redis": "redis://127.0.0.1:9/0"}})).state.redis == "redis://127.0.0.1:9/0"
+
+
+async def _password_file(folder: Path) -> None:
+    found = await told(folder, {"state": {"redis": "redis://127.0.0.1:9/0", "password_file": "p"}})
+    assert found.state.password_file == folder / "p"
+
+
+async def _trusted_proxies(folder: Path) -> None:
+    for trusted, found in ((["10.0.0.0/8"], "127.0.0.1"), (["127.0.0.0/8"], "203.0.113.7")):
+        async with world(folder, settings={"trusted_proxies": trusted}) as here:
+            await here.ask("/Patient/pat-1", here.token(), headers={"X-Forwarded-For": "203.0.113.7"})
+            assert here.records()[-1]["address"] == found
+    with pytest.raises(OperatorError, match="not an address"):
+        await told(folder, {"trusted_proxies": ["proxy.example"]})
+
+
+async def _certificate_header(folder: Path) -> None:
+    content = base64.b64encode(CERTIFICATE).decode()
+    for name, wanted in (("Client-Cert", 200), ("Other-Cert", 401)):
+        async with world(folder, settings={"trusted_proxies": ["127.0.0.1"], "client_certificate_header": name}) as here:
+            token = here.token(cnf={"x5t#S256": THUMBPRINT})
+            assert (await here.ask("/Patient/pat-1", token, headers={"Client-Cert": f":{content}:"})).status == wanted
+    with pytest.raises(OperatorError, match="believed of nobody"):
+        await told(folder, {"client_certificate_header": "Client-Cert"})
+
+
 EFFECTS: dict[str, Effect] = {
+    "issuers.*.introspection.url": _introspection(url="http://127.0.0.1:9/other"),
+    "issuers.*.introspection.client_id": _introspection(client_id="other"),
+    "issuers.*.introspection.client_secret_file": _introspection(client_secret_file="absent"),
+    "issuers.*.introspection.keep": _introspection(keep="7s"),
+    "issuers.*.introspection.revocation": _introspection(revocation=True),
+    "issuers.*.introspection.sole_audience": _introspection(sole_audience=True),
+    "upstreams.[].introspector": _introspector,
+    "state": _state,
+    "state.redis": _state_redis,
+    "state.password_file": _password_file,
+    "trusted_proxies": _trusted_proxies,
+    "client_certificate_header": _certificate_header,
     "listen": _listen,
     "public_url": _public_url,
     "issuers.*.issuer": _issuer,

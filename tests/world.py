@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import datetime as dt
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import aiohttp
 import yaml
 from yarl import URL
 
-from fhirshield.app import build
+from fhirshield.app import Entrance, build
 from fhirshield.cli.demo import serving
 from fhirshield.cli.serve import server_options
 from fhirshield.demo.issuer import Issuer
@@ -53,6 +55,7 @@ class World:
     session: aiohttp.ClientSession
     seen: list[tuple[str, bytes, dict[str, str]]]
     """What the upstream was asked: method, target, headers."""
+    entrance: Entrance
 
     @property
     def base(self) -> str:
@@ -76,6 +79,19 @@ class World:
         async with self.session.get(URL(f"{self.upstream}{path}", encoded=True)) as answer:
             return json.loads(await answer.read())
 
+    @property
+    def parts(self) -> Any:
+        """What the shield runs on."""
+        return self.entrance.parts
+
+    def now(self) -> int:
+        """Seconds since the epoch."""
+        return int(time.time())
+
+    async def until(self, moment: float) -> None:
+        """Sleep until then."""
+        await asyncio.sleep(max(0.0, moment - time.time()))
+
     def records(self) -> list[dict[str, Any]]:
         """The journal so far, the lazy second records aside."""
         return [row for row in records(self.folder / "audit") if row["outcome"] != "sent"]
@@ -86,7 +102,7 @@ async def world(
     folder: Path, rules: Any = None, settings: dict[str, Any] | None = None, upstream: Any = None, page: int = 20
 ) -> AsyncIterator[World]:
     """A running world. ``settings`` are merged over the plain ones; ``upstream`` replaces the store (an ASGI app or a URL)."""
-    sockets = [_listen() for _ in range(3)]
+    sockets = [listener() for _ in range(3)]
     store_url, issuer_url, url = (f"http://127.0.0.1:{s.getsockname()[1]}" for s in sockets)
     issuer, store = Issuer(issuer_url), Store(f"{store_url}/fhir", page)
     store.load(generate(12))
@@ -114,12 +130,13 @@ async def world(
     (folder / "fhirshield.yaml").write_text(yaml.safe_dump(merged(plain, settings or {})))
     loaded = load(folder / "fhirshield.yaml")
     async with contextlib.AsyncExitStack() as stack:
-        for application, listener in ((watched, sockets[0]), (issuer, sockets[1]), (build(loaded), sockets[2])):
-            await stack.enter_async_context(serving(application, listener, server_options(loaded)))
+        entrance = build(loaded)
+        for application, bound in ((watched, sockets[0]), (issuer, sockets[1]), (entrance, sockets[2])):
+            await stack.enter_async_context(serving(application, bound, server_options(loaded)))
         session = await stack.enter_async_context(
             aiohttp.ClientSession(skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"), auto_decompress=False)
         )
-        yield World(url, upstream_url, issuer, store, folder, session, seen)
+        yield World(url, upstream_url, issuer, store, folder, session, seen, entrance)
 
 
 def merged(plain: Any, over: Any) -> Any:
@@ -137,10 +154,11 @@ def merged(plain: Any, over: Any) -> Any:
     return over
 
 
-def _listen() -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.bind(("127.0.0.1", 0))
-    return listener
+def listener() -> socket.socket:
+    """A socket on a free port of the loopback."""
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bound.bind(("127.0.0.1", 0))
+    return bound
 
 
 def midday() -> str:

@@ -6,9 +6,7 @@ Algorithms come from the settings, keys from the issuer's own JWKS; ``jku``, ``x
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import re
 import time
 from collections import OrderedDict
@@ -16,49 +14,49 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from joserfc import jws
-from joserfc.errors import JoseError, UnsupportedHeaderError
-from joserfc.jws import JWSRegistry
+from joserfc.errors import JoseError
 
+from fhirshield.authenticate import binding
+from fhirshield.authenticate.compact import Strict, bad, peek, unique
+from fhirshield.authenticate.introspection import Introspection
 from fhirshield.authenticate.keys import Keys
 from fhirshield.authenticate.profiles import ClaimError, principal_of
 from fhirshield.errors import Unavailable
 from fhirshield.model import Denial, Principal, Reason, Refused, Situation
 from fhirshield.settings import Issuer, Upstream
+from fhirshield.state import ExpiringMap
+from fhirshield.state.memory import MemoryMap
 
 REMEMBER = 60.0
 """Seconds for which a verified token is not verified again; its expiry is checked each time."""
 CACHE = 10_000
+FARTHEST = 366 * 86400.0
+"""Seconds from now beyond which no access token's ``exp`` lies in earnest."""
 SKEW = 10.0
 """Seconds by which an issuer's clock may be ahead (``nbf``, ``iat``)."""
 _SHAPE = re.compile(r"[A-Za-z0-9_-]{4,4096}\.[A-Za-z0-9_-]{4,16384}\.[A-Za-z0-9_-]{4,2048}\Z")
+_OPAQUE = re.compile(r"[A-Za-z0-9\-._~+/]{16,4096}=*\Z")
 _TYPES = {"jwt", "at+jwt", "application/at+jwt"}
-
-
-class _Strict(JWSRegistry):
-    max_header_length = 4096
-    max_payload_length = 16384
-    max_signature_length = 2048
-
-    def check_header(self, header: Any) -> None:
-        """Refuse what would change how the token is read."""
-        if type(header) is not dict or "crit" in header or "b64" in header:
-            raise UnsupportedHeaderError("crit, b64")
-        super().check_header(header)
 
 
 class Authenticator:
     """Authenticates for one upstream: its issuers, its audience."""
 
     def __init__(
-        self, upstream: Upstream, issuers: Mapping[str, Issuer], keys: Mapping[str, Keys], clock: Callable[[], float] = time.time
-    ) -> None:
+        self, upstream: Upstream, issuers: Mapping[str, Issuer], keys: Mapping[str, Keys],
+        introspections: Mapping[str, Introspection] | None = None, state: ExpiringMap | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self._upstream = upstream
         self._issuers = {issuers[name].issuer: issuers[name] for name in upstream.issuers}
         self._keys = keys
+        self._introspections = introspections or {}
+        self._opaque = issuers[upstream.introspector] if upstream.introspector else None
         self._clock = clock
-        self._cache: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._state = state or MemoryMap()
+        self._cache: OrderedDict[bytes, tuple[float, Principal, Any]] = OrderedDict()
         self._registries = {
-            issuer.name: _Strict(algorithms=list(issuer.algorithms), strict_check_header=False) for issuer in self._issuers.values()
+            issuer.name: Strict(algorithms=list(issuer.algorithms), strict_check_header=False) for issuer in self._issuers.values()
         }
 
     async def __call__(self, situation: Situation) -> Principal:
@@ -69,89 +67,98 @@ class Authenticator:
         fingerprint = hashlib.sha256(situation.credential.encode()).digest()
         known = self._cache.get(fingerprint)
         if known is not None and now < known[0] and now < known[1].expires:
+            if known[2] is not None or situation.scheme != "bearer":
+                await binding.check(known[2], situation.credential, situation, self._state, now)
             return known[1]
-        principal = await self._verify(situation, now)
-        self._cache[fingerprint] = (now + REMEMBER, principal)
-        if len(self._cache) > CACHE:
-            self._cache.popitem(last=False)
+        principal, keep, bound = await self._verify(situation.credential, situation, now)
+        await binding.check(bound, situation.credential, situation, self._state, now)
+        if keep:
+            self._cache[fingerprint] = (now + keep, principal, bound)
+            if len(self._cache) > CACHE:
+                self._cache.popitem(last=False)
         return principal
 
-    async def _verify(self, situation: Situation, now: float) -> Principal:
-        token = situation.credential or ""
+    async def _verify(self, token: str, situation: Situation, now: float) -> tuple[Principal, float, Any]:
+        """The principal, for how many seconds it may be remembered, and what the token is bound to (``cnf``)."""
+        if token.count(".") != 2 and self._opaque is not None and _OPAQUE.match(token):
+            claims = _complete(await self._introspected(self._opaque, token, now))
+            self._check(claims, self._opaque, now)
+            return self._principal(claims, self._opaque, situation), 0.0, claims.get("cnf")
         if not _SHAPE.match(token):
-            raise _bad("not a signed JWT")
-        header, unverified = peek(token.split(".")[0]), peek(token.split(".")[1])
+            raise bad("not a signed JWT")
+        header, unverified = peek(token.split(".", maxsplit=1)[0]), peek(token.split(".")[1])
         issuer = self._issuers.get(_string(unverified, "iss"))
         if issuer is None:
-            raise _bad("not from an issuer of this server")
+            raise bad("not from an issuer of this server")
         if _string(header, "typ").lower() not in _TYPES or _string(header, "alg") not in issuer.algorithms:
-            raise _bad("type or algorithm not accepted")
+            raise bad("type or algorithm not accepted")
         claims = await self._signed(token, issuer, header.get("kid"))
         self._check(claims, issuer, now)
+        keep = REMEMBER
+        if issuer.introspection is not None and issuer.introspection.revocation:
+            await self._introspected(issuer, token, now)
+            keep = 0.0
+        return self._principal(claims, issuer, situation), keep, claims.get("cnf")
+
+    def _principal(self, claims: dict[str, Any], issuer: Issuer, situation: Situation) -> Principal:
         try:
             return principal_of(claims, issuer, self._upstream, situation)
         except ClaimError as error:
-            raise _bad(str(error)) from None
+            raise bad(str(error)) from None
+
+    async def _introspected(self, issuer: Issuer, token: str, now: float) -> dict[str, Any]:
+        """What the issuer says of a token now. Raises Refused: 401 where it is not active, 503 where nobody can say."""
+        try:
+            claims = await self._introspections[issuer.name].claims(token, now)
+        except Unavailable:
+            raise Refused(_unverifiable()) from None
+        if claims is None:
+            raise bad("not active")
+        settings = issuer.introspection
+        if settings is not None and settings.sole_audience and "aud" not in claims:
+            claims = {**claims, "aud": list(self._upstream.audience)}
+        return claims
 
     async def _signed(self, token: str, issuer: Issuer, kid: Any) -> dict[str, Any]:
         try:
             keys = await self._keys[issuer.name].candidates(kid if isinstance(kid, str) else None)
         except Unavailable:
-            text = "tokens cannot be verified at the moment"
-            denial = Denial(503, Reason.KEYS_UNAVAILABLE, "transient", text, (("Retry-After", "5"),))
-            raise Refused(denial) from None
+            raise Refused(_unverifiable()) from None
         for key in keys:
             try:
                 found = jws.deserialize_compact(token.encode(), key, registry=self._registries[issuer.name])
-                claims = _unique(found.payload)
+                claims = unique(found.payload)
             except (JoseError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
                 continue
             return claims
-        raise _bad("the signature is not by a key of the issuer")
+        raise bad("the signature is not by a key of the issuer")
 
     def _check(self, claims: dict[str, Any], issuer: Issuer, now: float) -> None:
-        if claims.get("iss") != issuer.issuer:
-            raise _bad("not from an issuer of this server")
+        if claims.get("iss", issuer.issuer) != issuer.issuer:
+            raise bad("not from an issuer of this server")
         expires = claims.get("exp")
-        if not _is_number(expires) or expires <= now:
-            raise _bad("expired, or without `exp`")
+        if not _is_number(expires) or expires <= now or expires > now + FARTHEST:
+            raise bad("expired, without `exp`, or with one beyond reason")
         for name in ("nbf", "iat"):
             if name in claims and (not _is_number(claims[name]) or claims[name] > now + SKEW):
-                raise _bad("not yet valid")
+                raise bad("not yet valid")
         audience = claims.get("aud")
         named = audience if isinstance(audience, list) else [audience]
         if not any(isinstance(one, str) and one in self._upstream.audience for one in named):
-            raise _bad("not for this server")
+            raise bad("not for this server")
 
 
-def peek(part: str) -> dict[str, Any]:
-    """A part of a token that is not yet trusted."""
-    try:
-        return _unique(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except ValueError:
-        raise _bad("not a signed JWT") from None
+def _complete(answer: dict[str, Any]) -> dict[str, Any]:
+    """An introspection answer about an opaque token as claims: of an access token, and with an end."""
+    kind = _string(answer, "token_type").lower()
+    if kind not in {"bearer", "dpop"} and answer.get("typ") != "Bearer":
+        raise bad("not an access token")
+    return answer
 
 
-def _unique(raw: bytes) -> dict[str, Any]:
-    """A JSON object without repeated names, however deep. Raises ValueError."""
-    try:
-        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
-    except RecursionError as error:
-        raise ValueError("too deep") from error
-    if type(found) is not dict:
-        raise ValueError("not an object")
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name twice")
-    return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _unverifiable() -> Denial:
+    text = "tokens cannot be verified at the moment"
+    return Denial(503, Reason.KEYS_UNAVAILABLE, "transient", text, (("Retry-After", "5"),))
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -161,8 +168,3 @@ def _is_number(value: Any) -> TypeGuard[float]:
 def _string(value: dict[str, Any], name: str) -> str:
     found = value.get(name)
     return found if isinstance(found, str) else ""
-
-
-def _bad(why: str) -> Refused:
-    challenge = ("WWW-Authenticate", 'Bearer error="invalid_token"')
-    return Refused(Denial(401, Reason.BAD_TOKEN, "login", f"the bearer token is not accepted: {why}", (challenge,)))

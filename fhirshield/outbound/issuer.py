@@ -46,6 +46,14 @@ class JwksFile:
             raise Unavailable(f"the key file cannot be read: {type(error).__name__}") from error
 
 
+class NoKeys:
+    """An issuer whose tokens are all opaque."""
+
+    async def fetch(self) -> list[Any]:
+        """None: no JWT of this issuer is by any key."""
+        return []
+
+
 async def get_json(url: str, client: Client) -> Any:
     """A small JSON document. Raises Unavailable unless it is there, whole and JSON."""
     parts = urlsplit(url)

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import ipaddress
 import re
+from collections.abc import Sequence
+from urllib.parse import unquote
 
 from fhirshield.model import Denial, Reason, Refused
 
 JSON_TYPES = frozenset({"application/fhir+json", "application/json", "text/json"})
 JSON_FORMATS = JSON_TYPES | {"json"}
 FORM = "application/x-www-form-urlencoded"
-_ONCE = ("authorization", "accept", "content-type", "content-encoding", "origin", "access-control-request-method")
+_ONCE = (
+    "dpop",
+    "x-forwarded-for",
+    "authorization",
+    "accept",
+    "content-type",
+    "content-encoding",
+    "origin",
+    "access-control-request-method",
+)
 _OVERRIDES = ("x-http-method-override", "x-http-method", "x-method-override")
-_BEARER = re.compile(r"bearer +([!-~]+) *\Z", re.IGNORECASE)
+_TOKEN = re.compile(r"(bearer|dpop) +([!-~]+) *\Z", re.IGNORECASE)
 
 Headers = dict[str, str]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def read(raw: list[tuple[bytes, bytes]]) -> Headers:
-    """The headers that are read, by lower-case name. Raises Refused where one that matters stands twice."""
+def read(raw: list[tuple[bytes, bytes]], also: str = "") -> Headers:
+    """The headers that are read, by lower-case name; ``also`` one more. Raises Refused where one that matters stands twice."""
     found: Headers = {}
     for name, value in raw:
         key = name.decode("latin-1").lower()
         if key in _OVERRIDES:
             raise malformed("a header says another method than the request")
-        if key not in _ONCE:
+        if key not in _ONCE and key != also:
             continue
         text = value.decode("latin-1").strip()
-        if key in found and key != "accept":
+        if key in found and key not in {"accept", "x-forwarded-for"}:
             raise malformed(f"the header `{key}` stands twice")
         found[key] = f"{found[key]},{text}" if key in found else text
     if found.get("content-encoding", "identity").lower() != "identity":
@@ -34,10 +49,43 @@ def read(raw: list[tuple[bytes, bytes]]) -> Headers:
     return found
 
 
-def bearer(headers: Headers) -> str | None:
-    """The bearer token (RFC 6750 §2.1), or None: no credential, or one of another scheme."""
-    found = _BEARER.match(headers.get("authorization", ""))
-    return found[1] if found else None
+def credential(headers: Headers) -> tuple[str, str | None]:
+    """Scheme and access token (RFC 6750 §2.1, RFC 9449 §7.1); no token where there is none, or one of another scheme."""
+    found = _TOKEN.match(headers.get("authorization", ""))
+    return (found[1].lower(), found[2]) if found else ("bearer", None)
+
+
+def certificate(text: str) -> str:
+    """The SHA-256 (base64url) of a certificate as proxies pass it: RFC 9440 (``:base64:``), or PEM with or without escapes."""
+    plain = unquote(text) if "%" in text else text
+    inner = plain.strip(": ") if plain.startswith(":") else re.sub(r"-----[A-Z ]+-----|\s", "", plain)
+    try:
+        content = base64.b64decode(inner, validate=True)
+    except ValueError:
+        return ""
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode() if content else ""
+
+
+def client_address(forwarded: str, peer: str, trusted: Sequence[Network]) -> str:
+    """Who asked: the last address of ``X-Forwarded-For`` that is no trusted proxy, where the peer is one."""
+    address = peer
+    for part in reversed([one.strip() for one in forwarded.split(",")] if forwarded else []):
+        if not is_trusted(address, trusted):
+            break
+        try:
+            address = str(ipaddress.ip_address(part))
+        except ValueError:
+            break
+    return address
+
+
+def is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    """Whether an address is a trusted proxy's."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in trusted)
 
 
 def check_accept(headers: Headers, format_asked: str | None) -> None:

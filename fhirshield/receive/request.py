@@ -12,7 +12,7 @@ from fhirshield.model import Denial, Reason, Refused, Situation
 from fhirshield.receive import headers as head
 from fhirshield.receive.target import interaction_of, parameters_of, segments_of
 from fhirshield.ring import Ring
-from fhirshield.settings import Upstream
+from fhirshield.settings import Proxies, Upstream
 
 PAGE_PURPOSE = "page links"
 """The purpose under which page links are sealed."""
@@ -38,8 +38,10 @@ class Request:
 class Receiver:
     """Reads requests for one upstream."""
 
-    def __init__(self, upstream: Upstream, public_url: str, ring: Ring) -> None:
+    def __init__(self, upstream: Upstream, public_url: str, ring: Ring, proxies: Proxies | None = None) -> None:
         self._upstream = upstream
+        self._proxies = proxies or Proxies()
+        self._public_url = public_url
         self._base = public_url + upstream.path
         self._bases = tuple(dict.fromkeys((self._base, upstream.url)))
         self._prefix = upstream.path.encode()
@@ -48,17 +50,25 @@ class Receiver:
 
     def situation(self, request: Request) -> Situation:
         """What is true of this exchange. Raises Refused for headers that cannot be read one way."""
-        headers = head.read(request.headers)
+        proxies = self._proxies
+        headers = head.read(request.headers, proxies.certificate_header)
         origin = headers.get("origin", "")
+        scheme, credential = head.credential(headers)
+        shown = headers.get(proxies.certificate_header, "") if head.is_trusted(request.address, proxies.trusted) else ""
         return Situation(
             upstream=self._upstream.path,
             base=self._base,
             bases=self._bases,
             now=request.now,
-            address=request.address,
+            address=head.client_address(headers.get("x-forwarded-for", ""), request.address, proxies.trusted),
             decision=request.decision,
-            credential=head.bearer(headers),
+            credential=credential,
             origin=origin if origin in self._upstream.origins else "",
+            scheme=scheme,
+            proof=headers.get("dpop", ""),
+            certificate=head.certificate(shown) if shown else "",
+            method=request.method,
+            url=self._public_url + request.path.decode("latin-1"),
         )
 
     def interaction(self, request: Request) -> Interaction:

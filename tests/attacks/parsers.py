@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from fhirshield.authenticate.token import peek
+from fhirshield.authenticate.compact import peek
 from fhirshield.errors import CriteriaError, MalformedFhir
 from fhirshield.fhir import criteria
 from fhirshield.fhir import json as fhir_json

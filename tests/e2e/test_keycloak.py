@@ -55,3 +55,25 @@ async def test_a_backend_of_keycloak(tmp_path: Path, keycloak: str) -> None:
         token = (await grant(here, keycloak, **form))["access_token"]
         assert (await here.ask("/Patient/pat-2", token)).status == 200
         assert (await here.ask("/.well-known/smart-configuration")).json["token_endpoint"].startswith(keycloak)
+
+
+async def test_what_keycloak_revokes_is_refused_at_once(tmp_path: Path, keycloak: str) -> None:
+    (tmp_path / "secret").write_text("test-only")
+    row = {
+        "url": f"{keycloak}/protocol/openid-connect/token/introspect",
+        "client_id": "backend",
+        "client_secret_file": "secret",
+        "revocation": True,
+        "keep": "0s",
+    }
+    changed = settings(keycloak)
+    changed["issuers"]["demo"]["introspection"] = row
+    async with world(tmp_path, NURSE, changed) as here:
+        nurse = await grant(here, keycloak, **person("vale", "openid user/*.rs"))
+        token = nurse["access_token"]
+        assert (await here.ask("/Patient/pat-1", token)).status == 200
+        form = {"token": token, "client_id": "app", "token_type_hint": "access_token"}
+        async with here.session.post(f"{keycloak}/protocol/openid-connect/revoke", data=form) as answer:
+            assert answer.status == 200
+        assert (await here.ask("/Patient/pat-1", token)).status == 401
+        assert here.records()[-1]["reason"] == "bad-token"
