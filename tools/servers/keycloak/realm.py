@@ -45,6 +45,7 @@ def main() -> None:
         "tests-context",
         mapper("subject", "oidc-sub-mapper"),
         mapper("audience", "oidc-audience-mapper", included_custom_audience=AUDIENCE),
+        mapper("introspector", "oidc-audience-mapper", included_client_audience="backend"),
         mapper(
             "roles",
             "oidc-usermodel-realm-role-mapper",
