@@ -1,20 +1,24 @@
-"""The composition root: settings in, an ASGI application out. Every part is built here, once; nothing else reads settings."""
+"""The composition root: settings in, an ASGI application out. Every part is built here; nothing else reads settings.
+
+What is built once stands on the ground: journal, keys, shared state, metrics. The works stand on it and are built anew,
+whole, when settings or rules change; a fault leaves the last good ones in force.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import gc
 import logging
-import os
+import signal
+import socket
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fhirshield.audit import Journal
 from fhirshield.audit.quota import Quota
@@ -22,8 +26,9 @@ from fhirshield.authenticate import Authenticator
 from fhirshield.authenticate.introspection import Introspection
 from fhirshield.authenticate.keys import Keys
 from fhirshield.describe import Describer
+from fhirshield.entrance import Entrance, Works
+from fhirshield.errors import Fault, OperatorError
 from fhirshield.forward import Forwarder
-from fhirshield.model import Denial, Reason, Receipt, Situation, View
 from fhirshield.outbound.credential import BearerFile, ClientCredentials, NoCredential
 from fhirshield.outbound.fhir_server import Credential as CredentialSource
 from fhirshield.outbound.fhir_server import FhirServer
@@ -33,61 +38,129 @@ from fhirshield.outbound.issuer import JwksFile, JwksUrl, NoKeys
 from fhirshield.outbound.pool import Pool
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import load as load_rules
-from fhirshield.receive import Receiver, Request
+from fhirshield.receive import Receiver
 from fhirshield.redact import Redactor
-from fhirshield.respond import respond as send_view
 from fhirshield.ring import Ring, load_key
-from fhirshield.settings import Credential, Issuer, Settings, Upstream
+from fhirshield.serving import serving
+from fhirshield.settings import Credential, Issuer, Settings, load
 from fhirshield.settings import Introspection as IntrospectionSettings
-from fhirshield.shield import Shield, Story
+from fhirshield.shield import Shield
 from fhirshield.state import ExpiringMap
 from fhirshield.state.memory import MemoryMap
 from fhirshield.state.redis import RedisMap
+from fhirshield.watch.admin import admin
+from fhirshield.watch.metrics import Metrics
 
 HEAD_INTERVAL = 10.0
 """Seconds between signed heads at the witness."""
-BODY_PATIENCE = 15.0
-"""Seconds for the next part of a request's body."""
+LOOK_INTERVAL = 2.0
+"""Seconds between looks at the files of settings and rules."""
+RETIREMENT = 60.0
+"""Seconds after which connections of replaced works are closed, whatever is under way on them."""
 _SMALL = 4 << 20
 """Bytes of an issuer's document."""
 _log = logging.getLogger("fhirshield")
+_FIXED = ("host", "port", "admin", "audit", "ring_file", "state")
+"""Settings that a running process cannot change."""
 
 
 @dataclass(slots=True)
-class _Parts:
-    """What runs: shields by path, and what must be closed."""
+class Ground:
+    """What stays for the life of the process."""
 
-    shields: dict[str, Shield]
+    entrance: Entrance
+    settings: Settings
+    ring: Ring
     journal: Journal
     quota: Quota
-    clients: list[Client]
     state: ExpiringMap
+    metrics: Metrics
+    issuers: Client
+    keys: dict[str, tuple[Issuer, Keys]] = field(default_factory=dict)
+    pools: list[Client] = field(default_factory=list)
+    """Those of the works in force."""
+    retiring: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    async def reload(self) -> bool:
+        """Read settings and rules again and put them in force together; with a fault anywhere, nothing changes."""
+        try:
+            settings, rules = await asyncio.to_thread(_read, Path(self.settings.file))
+            changed = [name for name in _FIXED if getattr(settings, name) != getattr(self.settings, name)]
+            if changed:
+                fault = Fault(self.settings.file, "", f"{', '.join(changed)} cannot change while serving", "restart")
+                raise OperatorError([fault])
+        except OperatorError as error:
+            for fault in error.faults:
+                _log.error("reload refused, the last good settings and rules stay in force: %s", fault)
+            self.metrics.reloaded("refused")
+            return False
+        old, pools = self.entrance.works, self.pools
+        self.pools = []
+        self.entrance.works = _works(settings, rules, self)
+        self.settings = settings
+        self.metrics.reloaded("applied", rules.digest)
+        _log.info("settings and rules are in force: rules %s", rules.digest[:16])
+        if old is not None:
+            task = asyncio.create_task(_retire(old, pools))
+            self.retiring.add(task)
+            task.add_done_callback(self.retiring.discard)
+        return True
+
+    async def publish(self) -> None:
+        """Publish the journal's head now, not at the next interval. Raises OSError."""
+        await self.journal.publish()
+
+    def missing(self) -> list[str]:
+        """What stands in the way of serving."""
+        found = []
+        if self.entrance.stopping:
+            found.append("the process is ending")
+        if self.journal.failing:
+            found.append("the journal cannot be written")
+        return found
+
+
+def _read(file: Path) -> tuple[Settings, RuleSet]:
+    settings = load(file)
+    return settings, RuleSet(load_rules(settings.rules))
 
 
 def build(settings: Settings) -> Entrance:
     """The application. Rules and keys are read at once, so that what is wrong is said before anything listens."""
     rules = RuleSet(load_rules(settings.rules))
     ring = Ring(_key(settings.ring_file, "key ring"))
-    journal = Journal(settings.audit.journal, _key(settings.audit.key_file, "journal"), settings.audit.witness)
-    entrance = Entrance(settings)
+    metrics = Metrics()
+    key = _key(settings.audit.key_file, "journal")
+    journal = Journal(settings.audit.journal, key, settings.audit.witness, observe=metrics.recorded)
+    entrance = Entrance()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         _spare_the_collector()
-        parts = _start(settings, rules, ring, journal)
-        entrance.parts = parts
-        heads = asyncio.create_task(_heads(parts))
+        recovery = journal.open()
+        if recovery.cut:
+            _log.warning("journal: cut %d bytes of an unfinished record; %d whole records kept", recovery.cut, recovery.records)
+        quota = Quota(journal, time.monotonic)
+        issuers = Pool(most=_SMALL, connect=2.0, answer=5.0)
+        ground = Ground(entrance, settings, ring, journal, quota, _state(settings), metrics, issuers)
+        entrance.parts, entrance.quota, entrance.took = ground, quota, metrics.seconds.observe
+        entrance.works = _works(settings, rules, ground)
+        _gauges(ground)
+        metrics.reloaded("", rules.digest)
+        tasks = [asyncio.create_task(_heads(ground)), asyncio.create_task(_look(ground))]
+        _on_hangup(ground)
         try:
-            yield
+            async with _admin(ground):
+                yield
         finally:
-            heads.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await heads
-            parts.quota.flush()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, *ground.retiring, return_exceptions=True)
+            quota.flush()
             await journal.close()
-            for client in parts.clients:
+            for client in [*ground.pools, issuers]:
                 await client.close()
-            await parts.state.close()
+            await ground.state.close()
 
     entrance.application = Starlette(lifespan=lifespan)
     return entrance
@@ -110,40 +183,48 @@ def _key(path: Any, what: str) -> bytes:
     return secret
 
 
-def _start(settings: Settings, rules: RuleSet, ring: Ring, journal: Journal) -> _Parts:
-    recovery = journal.open()
-    if recovery.cut:
-        _log.warning("journal: cut %d bytes of an unfinished record; %d whole records kept", recovery.cut, recovery.records)
-    issuer_client = Pool(most=_SMALL, connect=2.0, answer=5.0)
-    clients: list[Client] = [issuer_client]
-    keys = {name: _keys(issuer, issuer_client) for name, issuer in settings.issuers.items()}
-    state = _state(settings)
+# --- the works ----------------------------------------------------------------------------------------------------------
+
+
+def _works(settings: Settings, rules: RuleSet, ground: Ground) -> Works:
+    keys = {name: _keys(name, issuer, ground) for name, issuer in settings.issuers.items()}
     introspections = {
-        name: Introspection(_introspector(issuer.introspection, issuer_client), state, ring, issuer.introspection.keep)
+        name: Introspection(
+            _introspector(issuer.introspection, ground.issuers), ground.state, ground.ring, issuer.introspection.keep
+        )
         for name, issuer in settings.issuers.items()
         if issuer.introspection
     }
-    quota = Quota(journal, time.monotonic)
-    redactor = Redactor(ring)
+    redactor = Redactor(ground.ring)
     shields = {}
     for upstream in settings.upstreams:
         client = Pool(
             most=settings.limits.answer, connect=upstream.connect_timeout, answer=upstream.answer_timeout,
             connections=settings.limits.concurrency,
         )  # fmt: skip
-        clients.append(client)
-        server = FhirServer(upstream.url, client, _credential(upstream.credential, issuer_client))
+        ground.pools.append(client)
+        server = FhirServer(upstream.url, client, _credential(upstream.credential, ground.issuers))
         shields[upstream.path] = Shield(
-            receive=Receiver(upstream, settings.public_url, ring, settings.proxies),
-            authenticate=Authenticator(upstream, settings.issuers, keys, introspections, state),
+            receive=Receiver(upstream, settings.public_url, ground.ring, settings.proxies),
+            authenticate=Authenticator(upstream, settings.issuers, keys, introspections, ground.state),
             rules=rules,
             forward=Forwarder(server, settings.limits, forward_token=upstream.credential.forward),
             redact=redactor,
             describe=Describer(server, client, settings.issuers[upstream.issuers[0]].issuer),
-            journal=journal,
-            quota=quota,
+            journal=ground.journal,
+            quota=ground.quota,
         )
-    return _Parts(shields, journal, quota, clients, state)
+    return Works(shields, settings.public_url, settings.zone, settings.limits, rules.digest)
+
+
+async def _retire(old: Works, pools: list[Client]) -> None:
+    """Let replaced works finish what is under way, then close their connections."""
+    end = time.monotonic() + RETIREMENT
+    with contextlib.suppress(asyncio.CancelledError):
+        while old.under_way and time.monotonic() < end:
+            await asyncio.sleep(0.1)
+    for client in pools:
+        await client.close()
 
 
 def _state(settings: Settings) -> ExpiringMap:
@@ -157,10 +238,17 @@ def _introspector(row: IntrospectionSettings, client: Client) -> Introspector:
     return Introspector(client, url=row.url, client_id=row.client_id, client_secret_file=row.client_secret_file)
 
 
-def _keys(issuer: Issuer, client: Client) -> Keys:
+def _keys(name: str, issuer: Issuer, ground: Ground) -> Keys:
+    """The keys of an issuer; those already fetched stay where its settings stay."""
+    known = ground.keys.get(name)
+    if known is not None and known[0] == issuer:
+        return known[1]
     if issuer.jwks_file:
-        return Keys(JwksFile(issuer.jwks_file))
-    return Keys(JwksUrl(issuer.jwks_url, client) if issuer.jwks_url else NoKeys())
+        made = Keys(JwksFile(issuer.jwks_file))
+    else:
+        made = Keys(JwksUrl(issuer.jwks_url, ground.issuers) if issuer.jwks_url else NoKeys())
+    ground.keys[name] = (issuer, made)
+    return made
 
 
 def _credential(credential: Credential, client: Client) -> CredentialSource:
@@ -174,110 +262,78 @@ def _credential(credential: Credential, client: Client) -> CredentialSource:
     return NoCredential()
 
 
-async def _heads(parts: _Parts) -> None:
+# --- while it runs --------------------------------------------------------------------------------------------------------
+
+
+async def _heads(ground: Ground) -> None:
     """Publish the journal's head, and the count of strangers, at an interval."""
     while True:
         await asyncio.sleep(HEAD_INTERVAL)
-        parts.quota.flush()
+        ground.quota.flush()
         try:
-            await parts.journal.publish()
+            await ground.publish()
         except OSError as error:
             _log.error("witness: the head cannot be published: %s", error.strerror)
 
 
-class Entrance:
-    """ASGI scope -> Request at the right shield. Reads bodies within the limit, bounds what is under way."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.parts: _Parts | None = None
-        self.application: ASGIApp | None = None
-        """What keeps the lifespan."""
-        self._paths = sorted(((u.path.encode(), u) for u in settings.upstreams), key=lambda pair: -len(pair[0]))
-        self._public_url = settings.public_url
-        self._zone = settings.zone
-        self._body = settings.limits.body
-        self._most = settings.limits.concurrency
-        self._under_way = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request; the rest of ASGI is the application's."""
-        if scope["type"] != "http":
-            assert self.application is not None
-            return await self.application(scope, receive, send)
-        path: bytes = scope.get("raw_path") or b""
-        upstream = self._upstream(path)
-        client = scope.get("client")
-        address = client[0] if client else ""
-        now = dt.datetime.now(self._zone)
-        decision = os.urandom(16).hex()
-        situation = Situation(upstream.path if upstream else "", self._public_url, (), now, address, decision, None, "")
-        story = Story(situation)
-        parts = self.parts
-        assert parts is not None
-        shield = parts.shields[upstream.path] if upstream else next(iter(parts.shields.values()))
-
-        async def respond(view: View, receipt: Receipt, about: Situation, head: bool) -> int:
-            return await send_view(send, view, receipt, about, head=head)
-
-        denial = self._obstacle(upstream)
-        body = b""
-        if denial is None:
-            try:
-                body = await self._read(receive) if _announces_a_body(scope["headers"]) else b""
-            except ConnectionAbortedError:
-                return None
-            except TimeoutError:
-                denial = Denial(408, Reason.MALFORMED_REQUEST, "timeout", "the body did not come")
-            except OverflowError:
-                denial = Denial(413, Reason.TOO_LARGE, "too-long", "the body is larger than the limit")
-        if denial is not None:
-            return await shield.refuse(denial, story, respond)
-        self._under_way += 1
-        try:
-            request = Request(scope["method"], path, scope["query_string"], list(scope["headers"]), body, address, now, decision)
-            await shield.exchange(request, story, respond)
-        finally:
-            self._under_way -= 1
-
-    def unparsed(self, address: str) -> None:
-        """Count what the HTTP parser refused, from its hook: there is no request to record."""
-        if self.parts is not None:
-            self.parts.quota.count(address, Reason.UNPARSED.value, dt.datetime.now(self._zone))
-
-    async def publish(self) -> None:
-        """Publish the journal's head now, not at the next interval. Raises OSError."""
-        assert self.parts is not None
-        await self.parts.journal.publish()
-
-    def _upstream(self, path: bytes) -> Upstream | None:
-        for prefix, upstream in self._paths:
-            if path == prefix or path.startswith(prefix + b"/"):
-                return upstream
-        return None
-
-    def _obstacle(self, upstream: Upstream | None) -> Denial | None:
-        if upstream is None:
-            return Denial(404, Reason.MALFORMED_REQUEST, "not-found", "no FHIR server under this path")
-        if self._under_way >= self._most:
-            return Denial(503, Reason.BUSY, "throttled", "too many requests are under way", (("Retry-After", "1"),))
-        return None
-
-    async def _read(self, receive: Receive) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            async with asyncio.timeout(BODY_PATIENCE):
-                message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ConnectionAbortedError
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._body:
-                raise OverflowError
-            parts.append(chunk)
-            if not message.get("more_body"):
-                return b"".join(parts)
+async def _look(ground: Ground) -> None:
+    """Reload when a file of the settings or rules has changed."""
+    seen = await asyncio.to_thread(_files, ground.settings)
+    while True:
+        await asyncio.sleep(LOOK_INTERVAL)
+        now = await asyncio.to_thread(_files, ground.settings)
+        if now != seen:
+            seen = now
+            await ground.reload()
 
 
-def _announces_a_body(headers: Any) -> bool:
-    return any(name in {b"content-length", b"transfer-encoding"} for name, _ in headers)
+def _files(settings: Settings) -> Mapping[str, tuple[int, int]]:
+    """Every file that settings and rules are read from, with its time and size."""
+    rules = settings.rules
+    inside = [path for path in rules.rglob("*") if path.suffix in {".yaml", ".json"}] if rules.is_dir() else [rules]
+    found = {}
+    for path in [Path(settings.file), *inside]:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found[str(path)] = (status.st_mtime_ns, status.st_size)
+    return found
+
+
+def _on_hangup(ground: Ground) -> None:
+    """SIGHUP reloads, where this is the process's main thread."""
+
+    def reload() -> None:
+        task: asyncio.Task[Any] = asyncio.ensure_future(ground.reload())
+        ground.retiring.add(task)
+        task.add_done_callback(ground.retiring.discard)
+
+    with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+
+@contextlib.asynccontextmanager
+async def _admin(ground: Ground) -> AsyncIterator[None]:
+    """Serve health and metrics on an address of their own, where settings name one."""
+    settings = ground.settings
+    if not settings.admin:
+        yield
+        return
+    host, _, port = settings.admin.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host.strip("[]"), int(port)))
+    options = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "off"}
+    async with serving(admin(ground.missing, ground.metrics), bound, options):
+        yield
+
+
+def _gauges(ground: Ground) -> None:
+    """Values that are read when somebody asks."""
+    read = ground.metrics.gauge
+    read("under_way", "Exchanges under way", lambda: float(ground.entrance.works.under_way if ground.entrance.works else 0))
+    read("journal_records", "Records of the journal", lambda: float(ground.journal.count))
+    read("journal_syncs", "fdatasyncs of the journal since the start", lambda: float(ground.journal.syncs))
+    read("journal_failing", "1 while the journal cannot be written", lambda: float(ground.journal.failing))
+    read("journal_unpublished", "Records after the last head at the witness", lambda: float(ground.journal.unpublished))
+    read("ready", "1 while nothing is missing", lambda: float(not ground.missing()))

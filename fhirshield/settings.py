@@ -18,7 +18,6 @@ from fhirshield.document import Document, Key
 from fhirshield.errors import Fault, OperatorError
 
 NOT_YET = {
-    ("admin",): "the admin side (health, metrics, console)",
     ("consent",): "the Consent engine",
     ("audit", "sinks"): "streaming records to sinks",
 }
@@ -144,6 +143,8 @@ class Settings:
     file: str
     host: str
     port: int
+    admin: str
+    """address:port of the admin side, or empty."""
     public_url: str
     issuers: Mapping[str, Issuer]
     upstreams: tuple[Upstream, ...]
@@ -196,6 +197,7 @@ def _settings(found: Document, folder: Path) -> Settings:
         file=found.file,
         host=host,
         port=int(port),
+        admin=raw.get("admin", ""),
         public_url=raw["public_url"],
         issuers={name: _issuer(name, row, folder) for name, row in raw["issuers"].items()},
         upstreams=tuple(_upstream(row, raw["public_url"], folder) for row in raw["upstreams"]),

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -332,7 +333,17 @@ async def _certificate_header(folder: Path) -> None:
         await told(folder, {"client_certificate_header": "Client-Cert"})
 
 
+async def _admin(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with world(folder, settings={"admin": f"127.0.0.1:{port}"}) as here:
+        async with here.session.get(f"http://127.0.0.1:{port}/health/ready") as answer:
+            assert answer.status == 200
+
+
 EFFECTS: dict[str, Effect] = {
+    "admin": _admin,
     "issuers.*.introspection.url": _introspection(url="http://127.0.0.1:9/other"),
     "issuers.*.introspection.client_id": _introspection(client_id="other"),
     "issuers.*.introspection.client_secret_file": _introspection(client_secret_file="absent"),

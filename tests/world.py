@@ -18,12 +18,13 @@ import aiohttp
 import yaml
 from yarl import URL
 
-from fhirshield.app import Entrance, build
-from fhirshield.cli.demo import serving
+from fhirshield.app import build
 from fhirshield.cli.serve import server_options
 from fhirshield.demo.issuer import Issuer
 from fhirshield.demo.patients import generate
 from fhirshield.demo.store import Store
+from fhirshield.entrance import Entrance
+from fhirshield.serving import serving
 from fhirshield.settings import load
 from tests.audit import records
 

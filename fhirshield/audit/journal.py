@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ LAZY = 0.05
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
+Observe = Callable[[dict[str, Any]], None]
+"""Told of every record that is handed in."""
 Waiting = tuple[bytes, str, asyncio.Future[Receipt] | None]
 """(record, decision id, who waits for it)"""
 
@@ -46,11 +49,14 @@ class Recovery:
 class Journal:
     """Appends records durably. One process owns a folder."""
 
-    def __init__(self, folder: Path, key: bytes, witness: Path, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, folder: Path, key: bytes, witness: Path, *, patience: float = PATIENCE, observe: Observe = lambda entry: None
+    ) -> None:
         self._folder = folder
         self._key = key
         self._witness = witness
         self._patience = patience
+        self._observe = observe
         self._thread = ThreadPoolExecutor(1, "journal")
         self._waiting: list[Waiting] = []
         self._running = False
@@ -65,6 +71,8 @@ class Journal:
         self._published = -1
         self.syncs = 0
         """fdatasyncs so far."""
+        self.failing = False
+        """The last group could not be written, or not in time."""
 
     def open(self) -> Recovery:
         """Find the end of the chain, cut what is not whole, be ready to append. Raises OSError."""
@@ -115,6 +123,7 @@ class Journal:
 
     async def record(self, entry: dict[str, Any], decision: str) -> Receipt:
         """Append one record; returns once it is durable. Raises Unavailable: then nothing may be sent."""
+        self._observe(entry)
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         self._waiting.append((_encode(entry), decision, future))
         self._kick()
@@ -122,6 +131,7 @@ class Journal:
 
     def note(self, entry: dict[str, Any]) -> None:
         """Append one record that nobody waits for: with the next group, or after a short while."""
+        self._observe(entry)
         self._waiting.append((_encode(entry), "", None))
         if not self._running and self._later is None:
             self._later = asyncio.get_running_loop().call_later(LAZY, self._wake)
@@ -134,6 +144,16 @@ class Journal:
         """The receipt of an exchange that is only counted (see ``quota``); its number is -1."""
         return Receipt(decision, -1)
 
+    @property
+    def count(self) -> int:
+        """Records so far."""
+        return self._count
+
+    @property
+    def unpublished(self) -> int:
+        """Records that no head at the witness covers yet."""
+        return self._count - max(self._published, 0)
+
     def _kick(self) -> None:
         if not self._running:
             self._running = True
@@ -145,10 +165,13 @@ class Journal:
                 group, self._waiting = self._waiting, []
                 try:
                     first = await self._committed(group)
+                    self.failing = False
                 except OSError as error:
+                    self.failing = True
                     _fail(group, Unavailable(f"the journal cannot be written: {error.strerror}"))
                     continue
                 except Exception as error:  # noqa: BLE001 - law 3: whoever waits is refused, whatever went wrong
+                    self.failing = True
                     _fail(group, Unavailable(f"the journal cannot be written: {type(error).__name__}"))
                     continue
                 for offset, (_, decision, future) in enumerate(group):
@@ -165,6 +188,7 @@ class Journal:
             done, _ = await asyncio.wait((task,), timeout=self._patience)
             if done:
                 return task.result()
+            self.failing = True
             _fail([*group, *self._waiting], Unavailable("the journal did not answer in time", slow=True))
 
     def _commit(self, records: list[bytes]) -> int:

@@ -14,12 +14,9 @@ import logging
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from fhirshield.app import build
 from fhirshield.audit import chain
@@ -32,6 +29,7 @@ from fhirshield.demo.store import Store
 from fhirshield.demo.walk import RECORD, Walk, callers, hidden
 from fhirshield.outbound.pool import Pool
 from fhirshield.ring import load_key
+from fhirshield.serving import serving
 from fhirshield.settings import load
 
 SETTINGS = """\
@@ -88,7 +86,7 @@ async def _demo(folder: Path, port: int, *, smoke: bool) -> int:
         walk = Walk(client, f"{shield_url}/fhir", f"{store_url}/fhir", people)
         lines = await walk.lines()
         print("\n".join(lines))
-        await shield.publish()
+        await shield.parts.publish()
         faults = _trail(folder)
         _tell_curl(shield_url, people, smoke=smoke)
         if not smoke:
@@ -107,28 +105,6 @@ def _listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     return listener
-
-
-class _Embedded(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the demo."""
-        yield
-
-
-@contextlib.asynccontextmanager
-async def serving(app: Any, listener: socket.socket, options: dict[str, Any]) -> Any:
-    """Serve an ASGI application on a bound socket for as long as the block lasts."""
-    chosen = {**options, "loop": "none", "lifespan": "auto", "log_level": "error"}
-    server = _Embedded(uvicorn.Config(app, **chosen))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not task.done():
-        await asyncio.sleep(0.01)
-    try:
-        yield server
-    finally:
-        server.should_exit = True
-        await task
 
 
 def _trail(folder: Path) -> tuple[str, ...]:

@@ -8,15 +8,17 @@ Everything that is wrong with settings, rules or key files is said at once, and 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from fhirshield.app import build
+from fhirshield.entrance import Entrance
 from fhirshield.receive.guard import Guard
 from fhirshield.settings import Settings, load
+from fhirshield.watch.logs import to_stderr
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +28,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; in-flight requests finish, the journal's head is published."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    to_stderr()
     settings = load(options.settings)
-    uvicorn.run(**server_options(settings), app=build(settings))
+    entrance = build(settings)
+    config = uvicorn.Config(entrance, **server_options(settings))
+    _Server(config, entrance).run()
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Says that it ends before it does: unready first, then what is under way, then the journal's head."""
+
+    def __init__(self, config: uvicorn.Config, entrance: Entrance) -> None:
+        super().__init__(config)
+        self._entrance = entrance
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT."""
+        self._entrance.stopping = True
+        super().handle_exit(sig, frame)
 
 
 def server_options(settings: Settings) -> dict[str, Any]:

@@ -28,11 +28,11 @@ import yaml
 from fhirshield.audit import Journal
 from fhirshield.audit import journal as module
 from fhirshield.audit.journal import segments_of, verify
-from fhirshield.cli.demo import serving
 from fhirshield.demo.issuer import Issuer
 from fhirshield.demo.patients import generate
 from fhirshield.demo.store import Store
 from fhirshield.errors import Unavailable
+from fhirshield.serving import serving
 from tests.audit import records
 from tests.parts import ROOT, count, need
 from tests.world import OPEN, listener

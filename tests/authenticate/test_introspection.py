@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from fhirshield.cli.demo import serving
+from fhirshield.serving import serving
 from tests.world import World, listener, world
 
 TOKEN = "opaque-token-0123456789"
