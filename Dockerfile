@@ -1,17 +1,22 @@
-# Two stages: a virtual environment from the lock file, then only that and Python; no shell is needed to run it.
-FROM python:3.11-slim-bookworm AS build
+# Two stages: a virtual environment from the lock file, then only that and Python. Nothing at run time needs a shell,
+# a writable root or root's rights: /var/lib/fhirshield is a volume, /tmp may be memory.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
 WORKDIR /src
-COPY requirements.lock pyproject.toml README.md LICENSE ./
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --require-hashes --requirement requirements.lock
+COPY requirements.lock ./
+RUN python3 -m venv /venv \
+ && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement requirements.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY fhirshield fhirshield
 COPY rules rules
-RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
+RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
 
-FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --home-dir /var/lib/fhirshield --create-home shield
+FROM ${BASE}
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 COPY --from=build /venv /venv
-USER 10001
 WORKDIR /var/lib/fhirshield
-EXPOSE 8080
+USER 10001:10001
+EXPOSE 8080 9090
 ENTRYPOINT ["/venv/bin/fhirshield"]
-CMD ["serve", "/etc/fhirshield/fhirshield.yaml"]
+CMD ["serve", "/etc/fhirshield/config/fhirshield.yaml"]

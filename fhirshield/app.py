@@ -143,7 +143,7 @@ def build(settings: Settings) -> Entrance:
         quota = Quota(journal, time.monotonic)
         issuers = Pool(most=_SMALL, connect=2.0, answer=5.0)
         ground = Ground(entrance, settings, ring, journal, quota, _state(settings), metrics, issuers)
-        entrance.parts, entrance.quota, entrance.took = ground, quota, metrics.seconds.observe
+        entrance.parts, entrance.quota, entrance.took = ground, quota, metrics.took
         entrance.works = _works(settings, rules, ground)
         _gauges(ground)
         metrics.reloaded("", rules.digest)

@@ -28,7 +28,6 @@ IDLE_UNSAFE = 1.0
 MOST_HEAD = 64 << 10
 """Bytes of status line and headers, interim answers included."""
 _METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
-_TRIES = 3
 _SAFE_AGAIN = {"GET"}
 """What may be sent once more when a kept connection turns out to be closed (RFC 9110 §9.2.2)."""
 _TARGET = re.compile(r"/[!-~]*\Z")
@@ -58,31 +57,32 @@ class Pool:
         head = _head(method, origin, target, headers, body)
         if body:
             head += body
+        end = asyncio.get_running_loop().time() + self._answer
+        again = method in _SAFE_AGAIN
         try:
-            async with asyncio.timeout(self._answer):
-                again = method in _SAFE_AGAIN
-                for _ in range(_TRIES if again else 1):
-                    connection = self._kept(origin, IDLE if again else IDLE_UNSAFE) or await self._fresh(origin)
-                    response = await self._exchange(connection, head, origin)
-                    if response is not None:
-                        return response
-                raise Unavailable("no answer: the connection was closed")
+            for last in (False, True) if again else (False,):
+                connection = None if last else self._kept(origin, IDLE if again else IDLE_UNSAFE)
+                if connection is None:
+                    async with asyncio.timeout_at(end):
+                        connection = await self._fresh(origin, new=last)
+                response = await self._exchange(connection, head, origin, end)
+                if response is not None:
+                    return response
+            raise Unavailable("no answer: the connection was closed")
         except TimeoutError as error:
             raise Unavailable("no answer in time", slow=True) from error
         except (OSError, ValueError, UnicodeError) as error:
             raise Unavailable(f"no answer: {type(error).__name__}") from error
 
-    async def _exchange(self, connection: _Connection, head: bytes, origin: str) -> Response | None:
+    async def _exchange(self, connection: _Connection, head: bytes, origin: str, end: float) -> Response | None:
         """One request and its answer; None where a kept connection was closed before a byte of an answer came."""
         try:
-            return await connection.exchange(head)
+            return await connection.exchange(head, end)
         finally:
             if connection.sound:
                 self._keep(origin, connection)
             else:
-                connection.abort()
-                self._count(origin, -1)
-                self._all.discard(connection)
+                self._drop(origin, connection)
 
     # --- which connection -------------------------------------------------------------------------------------------
 
@@ -93,17 +93,21 @@ class Pool:
             connection = idle.pop()
             if connection.sound and now - connection.since < idle_for:
                 return connection
-            connection.abort()
-            self._count(origin, -1)
-            self._all.discard(connection)
+            self._drop(origin, connection)
         return None
+
+    def _drop(self, origin: str, connection: _Connection) -> None:
+        connection.abort()
+        self._count(origin, -1)
+        self._all.discard(connection)
 
     def _keep(self, origin: str, connection: _Connection) -> None:
         connection.since = asyncio.get_running_loop().time()
         self._idle.setdefault(origin, []).append(connection)
         self._wake(origin)
 
-    async def _fresh(self, origin: str) -> _Connection:
+    async def _fresh(self, origin: str, *, new: bool) -> _Connection:
+        """A connection as soon as there may be one more; ``new`` for one that nothing was ever sent on."""
         while self._open.get(origin, 0) >= self._connections:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(origin, deque()).append(waiter)
@@ -114,8 +118,10 @@ class Pool:
                     self._wake(origin)
                 raise
             kept = self._kept(origin)
-            if kept is not None:
+            if kept is not None and not new:
                 return kept
+            if kept is not None:
+                self._drop(origin, kept)
         self._count(origin, 1)
         try:
             connection = await self._connected(origin)
@@ -181,14 +187,22 @@ class _Connection(asyncio.Protocol):
         """Open, and nobody can be waiting for anything on it."""
         return not self._closed and self._answer is None
 
-    async def exchange(self, request: bytes) -> Response | None:
-        """Send a whole request and wait for its answer. Raises Unavailable."""
+    async def exchange(self, request: bytes, end: float) -> Response | None:
+        """Send a whole request and wait for its answer until ``end`` of the loop's clock. Raises Unavailable."""
         if not self.sound:
             return None
         self._reader = _Reader(self._most)
         self._answer = self._loop.create_future()
         self._transport.write(request)
-        return await self._answer
+        timer = self._loop.call_at(end, self._too_late)
+        try:
+            return await self._answer
+        finally:
+            timer.cancel()
+
+    def _too_late(self) -> None:
+        if self._answer is not None and self._reader is not None:
+            self._finish(Unavailable("no answer in time", slow=True))
 
     def abort(self) -> None:
         """Close at once."""

@@ -36,6 +36,7 @@ class Guard(HttpToolsProtocol):
     """uvicorn's protocol over httptools, refusing more."""
 
     _timer: asyncio.TimerHandle | None = None
+    _begun = False
     _headed = False
     _size = 0
 
@@ -65,13 +66,17 @@ class Guard(HttpToolsProtocol):
         self._count()
         self.transport.close()
 
+    def data_received(self, data: bytes) -> None:
+        """Bytes; where they end inside a head, the rest is waited for, but not for ever."""
+        super().data_received(data)
+        if self._begun and not self._headed:
+            self._wait_for_head()
+
     # --- the parser's callbacks ---------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._headed = False
-        self._size = 0
-        self._wait_for_head()
+        self._begun, self._headed, self._size = True, False, 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -92,7 +97,8 @@ class Guard(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is whole: is it a request that can be read one way?"""
         self._headed = True
-        self._head_came()
+        if self._timer is not None:
+            self._head_came()
         version = self.parser.get_http_version()
         if not _TARGET.match(self.url) or version not in {"1.0", "1.1"}:
             raise _Ambiguous

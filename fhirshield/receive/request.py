@@ -42,6 +42,7 @@ class Receiver:
         self._upstream = upstream
         self._proxies = proxies or Proxies()
         self._public_url = public_url
+        self._read: tuple[Request | None, head.Headers] = (None, {})
         self._base = public_url + upstream.path
         self._bases = tuple(dict.fromkeys((self._base, upstream.url)))
         self._prefix = upstream.path.encode()
@@ -51,16 +52,20 @@ class Receiver:
     def situation(self, request: Request) -> Situation:
         """What is true of this exchange. Raises Refused for headers that cannot be read one way."""
         proxies = self._proxies
-        headers = head.read(request.headers, proxies.certificate_header)
+        headers = self._headers(request)
         origin = headers.get("origin", "")
         scheme, credential = head.credential(headers)
-        shown = headers.get(proxies.certificate_header, "") if head.is_trusted(request.address, proxies.trusted) else ""
+        address, shown = request.address, ""
+        if proxies.trusted:
+            address = head.client_address(headers.get("x-forwarded-for", ""), address, proxies.trusted)
+            if head.is_trusted(request.address, proxies.trusted):
+                shown = headers.get(proxies.certificate_header, "")
         return Situation(
             upstream=self._upstream.path,
             base=self._base,
             bases=self._bases,
             now=request.now,
-            address=head.client_address(headers.get("x-forwarded-for", ""), request.address, proxies.trusted),
+            address=address,
             decision=request.decision,
             credential=credential,
             origin=origin if origin in self._upstream.origins else "",
@@ -71,9 +76,17 @@ class Receiver:
             url=self._public_url + request.path.decode("latin-1"),
         )
 
+    def _headers(self, request: Request) -> head.Headers:
+        """The headers of a request, read once for both questions about it."""
+        known, found = self._read
+        if known is not request:
+            found = head.read(request.headers, self._proxies.certificate_header)
+            self._read = (request, found)
+        return found
+
     def interaction(self, request: Request) -> Interaction:
         """The one FHIR interaction that is asked. Raises Refused."""
-        headers = head.read(request.headers)
+        headers = self._headers(request)
         if request.method == "OPTIONS" and "access-control-request-method" in headers:
             return Interaction(Kind.PREFLIGHT)
         segments = segments_of(request.path.removeprefix(self._prefix))
