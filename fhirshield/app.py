@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 
 from fhirshield.audit import Journal
 from fhirshield.audit.quota import Quota
+from fhirshield.audit.stream import RedisStream
 from fhirshield.authenticate import Authenticator
 from fhirshield.authenticate.introspection import Introspection
 from fhirshield.authenticate.keys import Keys
@@ -42,7 +43,7 @@ from fhirshield.receive import Receiver
 from fhirshield.redact import Redactor
 from fhirshield.ring import Ring, load_key
 from fhirshield.serving import serving
-from fhirshield.settings import Credential, Issuer, Settings, load
+from fhirshield.settings import Credential, Issuer, Settings, Sink, load
 from fhirshield.settings import Introspection as IntrospectionSettings
 from fhirshield.shield import Shield
 from fhirshield.state import ExpiringMap
@@ -79,6 +80,7 @@ class Ground:
     keys: dict[str, tuple[Issuer, Keys]] = field(default_factory=dict)
     pools: list[Client] = field(default_factory=list)
     """Those of the works in force."""
+    streams: list[RedisStream] = field(default_factory=list)
     retiring: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def reload(self) -> bool:
@@ -109,6 +111,10 @@ class Ground:
     async def publish(self) -> None:
         """Publish the journal's head now, not at the next interval. Raises OSError."""
         await self.journal.publish()
+
+    def behind(self) -> float:
+        """How many durable records the slowest stream does not have yet."""
+        return float(max((stream.behind for stream in self.streams), default=0))
 
     def missing(self) -> list[str]:
         """What stands in the way of serving."""
@@ -147,7 +153,8 @@ def build(settings: Settings) -> Entrance:
         entrance.works = _works(settings, rules, ground)
         _gauges(ground)
         metrics.reloaded("", rules.digest)
-        tasks = [asyncio.create_task(_heads(ground)), asyncio.create_task(_look(ground))]
+        ground.streams = [_stream(sink, place, ground) for place, sink in enumerate(settings.audit.sinks)]
+        tasks = [asyncio.create_task(work) for work in (_heads(ground), _look(ground), *(s.run() for s in ground.streams))]
         _on_hangup(ground)
         try:
             async with _admin(ground):
@@ -160,6 +167,8 @@ def build(settings: Settings) -> Entrance:
             await journal.close()
             for client in [*ground.pools, issuers]:
                 await client.close()
+            for stream in ground.streams:
+                await stream.close()
             await ground.state.close()
 
     entrance.application = Starlette(lifespan=lifespan)
@@ -232,6 +241,14 @@ def _state(settings: Settings) -> ExpiringMap:
         return MemoryMap()
     file = settings.state.password_file
     return RedisMap(settings.state.redis, file.read_text(encoding="utf-8").strip() if file else None)
+
+
+def _stream(sink: Sink, place: int, ground: Ground) -> RedisStream:
+    file = sink.password_file
+    password = file.read_text(encoding="utf-8").strip() if file else None
+    folder = ground.settings.audit.journal
+    cursor = folder / f"stream-{place}.cursor"
+    return RedisStream(ground.journal, folder, cursor, url=sink.redis, stream=sink.stream, password=password)
 
 
 def _introspector(row: IntrospectionSettings, client: Client) -> Introspector:
@@ -336,4 +353,5 @@ def _gauges(ground: Ground) -> None:
     read("journal_syncs", "fdatasyncs of the journal since the start", lambda: float(ground.journal.syncs))
     read("journal_failing", "1 while the journal cannot be written", lambda: float(ground.journal.failing))
     read("journal_unpublished", "Records after the last head at the witness", lambda: float(ground.journal.unpublished))
+    read("stream_behind", "Durable records that are not in every stream yet", ground.behind)
     read("ready", "1 while nothing is missing", lambda: float(not ground.missing()))

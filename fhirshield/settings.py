@@ -19,7 +19,8 @@ from fhirshield.errors import Fault, OperatorError
 
 NOT_YET = {
     ("consent",): "the Consent engine",
-    ("audit", "sinks"): "streaming records to sinks",
+    ("audit", "sinks", "*", "fhir"): "sending records to a FHIR server",
+    ("audit", "sinks", "*", "kafka"): "streaming records to Kafka",
 }
 """Keys of the design whose engines are not in this version."""
 
@@ -128,12 +129,22 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Sink:
+    """A Redis Stream that records are streamed to."""
+
+    redis: str
+    stream: str
+    password_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
     """Where records go and which key chains them."""
 
     journal: Path
     key_file: Path
     witness: Path
+    sinks: tuple[Sink, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +217,7 @@ def _settings(found: Document, folder: Path) -> Settings:
             journal,
             folder / raw["audit"]["key_file"] if "key_file" in raw["audit"] else beside / "journal.key",
             folder / raw["audit"]["witness"] if "witness" in raw["audit"] else beside / "witness.ndjson",
+            tuple(_sink(row, folder) for row in raw["audit"].get("sinks", ())),
         ),
         ring_file=folder / raw["keys"]["file"] if "keys" in raw else beside / "ring.key",
         zone=_zone(raw.get("zone", "UTC")) or zoneinfo.ZoneInfo("UTC"),
@@ -222,6 +234,11 @@ def _settings(found: Document, folder: Path) -> Settings:
             raw.get("client_certificate_header", "").lower(),
         ),
     )
+
+
+def _sink(row: Any, folder: Path) -> Sink:
+    password = folder / row["password_file"] if "password_file" in row else None
+    return Sink(row["redis"], row.get("stream", "fhirshield:audit"), password)
 
 
 def _state(row: Any, folder: Path) -> State:

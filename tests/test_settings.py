@@ -342,7 +342,19 @@ async def _admin(folder: Path) -> None:
             assert answer.status == 200
 
 
+async def _sink(folder: Path) -> None:
+    """What arrives there is shown in tests/audit/test_stream.py."""
+    row = {"redis": "redis://127.0.0.1:9/0", "stream": "s", "password_file": "p"}
+    (sink,) = (await told(folder, {"audit": {"sinks": [row]}})).audit.sinks
+    assert (sink.redis, sink.stream, sink.password_file) == (row["redis"], "s", folder / "p")
+    async with world(folder, settings={"audit": {"sinks": [{"redis": row["redis"]}]}}) as here:
+        assert (await here.ask("/Patient/pat-1", here.token())).status == 200 and here.parts.streams
+
+
 EFFECTS: dict[str, Effect] = {
+    "audit.sinks.[].redis": _sink,
+    "audit.sinks.[].stream": _sink,
+    "audit.sinks.[].password_file": _sink,
     "admin": _admin,
     "issuers.*.introspection.url": _introspection(url="http://127.0.0.1:9/other"),
     "issuers.*.introspection.client_id": _introspection(client_id="other"),

@@ -20,12 +20,12 @@ from tests.parts import need
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path, *arguments: str) -> Iterator[str]:
+def redis_server(folder: Path, *arguments: str, port: int = 0) -> Iterator[str]:
     """A Redis on a free port of the loopback, stopped at the end."""
     program = need("redis-server", "Redis is tested for real")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = port or free.getsockname()[1]
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
