@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 FULL ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test lint bench profile fuzz golden mutants run bare lock tables
+.PHONY: help demo test lint bench profile fuzz attacks golden mutants run bare lock tables
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -38,6 +38,9 @@ profile: $(READY) ## where the shield's CPU goes
 
 fuzz: $(READY) ## the fuzzer on each parser for SECONDS=600
 	for parser in target token body selector; do $(BIN)/python -m tests.attacks.fuzz $$parser $(or $(SECONDS),600) || exit 1; done
+
+attacks: $(READY) ## what is tried against the shield, and a table of how it ends (FULL=1: all of it)
+	FHIRSHIELD_FULL=$(FULL) $(BIN)/python -m pytest -q tests/attacks tests/authenticate/test_hostile.py tests/audit tests/watch
 
 golden: $(READY) ## write the before/after Bundles of every pack and role anew; read the diff
 	FHIRSHIELD_GOLDEN=write $(BIN)/python -m pytest -q tests/golden

@@ -36,7 +36,7 @@ class ClaimError(ValueError):
 
 def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, situation: Situation) -> Principal:
     """The principal that verified claims describe. Raises ClaimError."""
-    PROFILES[issuer.profile](claims)
+    claims = PROFILES[issuer.profile](claims)
     scope = _text(claims, "scope")
     parsed = smart.parse(scope)
     client = _text(claims, "client_id") or _text(claims, "azp")
@@ -67,22 +67,44 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
     )
 
 
-def _smart(claims: dict[str, Any]) -> None:
+def _smart(claims: dict[str, Any]) -> dict[str, Any]:
     """SMART App Launch: plain claims ``scope``, ``patient``, ``fhirUser``; what OpenID Connect says of ID tokens."""
     if claims.get("typ") in _NOT_ACCESS or "nonce" in claims or "at_hash" in claims or "c_hash" in claims:
         raise ClaimError("not an access token")
     if not isinstance(claims.get("scope"), str):
         raise ClaimError("no `scope`")
+    return claims
 
 
-def _keycloak(claims: dict[str, Any]) -> None:
+def _keycloak(claims: dict[str, Any]) -> dict[str, Any]:
     """Keycloak: every token says what it is in the claim ``typ``; access tokens say ``Bearer``."""
     if claims.get("typ") != "Bearer":
         raise ClaimError("not an access token")
-    _smart(claims)
+    return _smart(claims)
 
 
-PROFILES: dict[str, Callable[[dict[str, Any]], None]] = {"smart": _smart, "keycloak": _keycloak}
+_AZURE_SCOPE = re.compile(r"(patient|user|system)[./](all|\*|[A-Z][A-Za-z]+)\.([a-z]+)\Z")
+
+
+def _azure(claims: dict[str, Any]) -> dict[str, Any]:
+    """Microsoft Entra ID, tokens 1.0 and 2.0: scopes in ``scp`` (users) or ``roles`` (apps), client in ``azp`` or ``appid``.
+
+    Source: Microsoft, *Access token claims reference* (entra-docs), and *SMART on FHIR* of Azure Health Data Services, whose scopes
+    are written with dots and ``all``, since names there may not hold ``/`` and ``*``.
+    """
+    if claims.get("ver") not in {"1.0", "2.0"}:
+        raise ClaimError("not an access token of Entra ID")
+    said = claims.get("scp")
+    texts = said.split(" ") if isinstance(said, str) else sorted(_texts(claims.get("roles"))) if said is None else []
+    found = [_AZURE_SCOPE.match(text) for text in texts]
+    scopes = [f"{m[1]}/{'*' if m[2] == 'all' else m[2]}.{m[3]}" for m in found if m]
+    if not texts:
+        raise ClaimError("no `scp` and no `roles`")
+    client = _text(claims, "azp") or _text(claims, "appid")
+    return _smart({**claims, "scope": " ".join(scopes), "client_id": client})
+
+
+PROFILES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"smart": _smart, "keycloak": _keycloak, "azure": _azure}
 
 
 def _roles(claims: dict[str, Any], issuer: Issuer, client: str, user: str, patient: str, parsed: smart.Scopes) -> set[str]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.audit import records
+from tests.tally import tally
 from tests.world import World, world
 
 FOLDER = Path(__file__).parent
@@ -68,14 +69,18 @@ async def test_hostile_requests_are_refused_before_the_upstream_is_asked(tmp_pat
                 wrong.append((row["raw"], status, asked, answer[:200]))
             refused += status != 200
             tried += 1
-        print(*wrong, sep="\n")
         assert not wrong
         assert all(b".." not in path and b"%2e" not in path.lower() for _, path, _ in here.seen)
         assert not [h for _, _, headers in here.seen for h in headers if "forward" in h or "original" in h or "rewrite" in h]
         assert (await here.ask("/Patient/pat-1", token)).status == 200
+    everything = records(tmp_path / "audit")
+    recorded = sum(row["outcome"] != "sent" and "aggregated" not in row for row in everything)
+    recorded += sum(number for row in everything for number in row.get("aggregated", {}).values())
+    silent = sum(row["status"] == "closed" for row in rows())  # what never became a request, or never ended
+    assert recorded >= tried - silent
     counted = [row["aggregated"] for row in records(tmp_path / "audit") if "aggregated" in row]
     assert sum(n for row in counted for key, n in row.items() if key.endswith("unparsed")) >= 40
-    print(f"\n{tried} hostile requests, {refused} refused, 0 forwarded that should not be")
+    tally("requests", tried=tried, refused=refused, leaked=len(wrong), unaudited=max(0, tried - silent - recorded))
     assert tried >= 120
 
 
@@ -182,7 +187,7 @@ async def test_answers_that_are_out_of_step_end_here_with_their_connection(tmp_p
                 after = await here.ask("/Patient/ok", token)
                 assert (after.status, after.json.get("id")) == (200, "ok"), (row["name"], after.body[:200])
             tried += 1
-    print(f"\n{tried} answers out of step, {refused} refused, 0 connections used again that could be out of step")
+    tally("answers of an upstream", tried=tried, refused=refused)
     assert tried >= 60
 
 

@@ -35,6 +35,7 @@ from fhirshield.errors import Unavailable
 from fhirshield.serving import serving
 from tests.audit import records
 from tests.parts import ROOT, count, need
+from tests.tally import tally
 from tests.world import OPEN, listener
 
 KEY = b"k" * 32
@@ -150,7 +151,7 @@ async def test_no_cut_of_power_loses_what_was_answered(tmp_path: Path, monkeypat
         log = await written(folder, Disk(), monkeypatch)
         assert sum(operation == "create" for operation, _, _ in log) > 2
         cuts += check_every_cut(folder, log)
-    print(f"\n{cuts} cuts of power, 0 answered records lost")
+    tally("cuts of power", tried=cuts)
 
 
 async def test_without_the_fdatasync_the_test_above_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +198,7 @@ async def test_whatever_the_disk_refuses_nobody_is_answered_and_it_recovers(
     failing[0] = False
     await made.record({"n": 4}, "4")
     await made.close()
+    tally("faults of a disk", tried=2, refused=2)
     assert [row["n"] for row in records(tmp_path / "journal")] == [1, 4]
     assert verify(tmp_path / "journal", KEY, tmp_path / "witness").faults == ()
 
@@ -266,7 +268,7 @@ async def test_killed_again_and_again_it_loses_nothing_that_was_answered(tmp_pat
     opened._thread.shutdown()
     assert verify(tmp_path / "audit", secret, None).faults == ()
     assert answered and not answered - kept
-    print(f"\n{cycles} kills, {len(answered)} answered, {len(answered - kept)} lost")
+    tally("kills under load", tried=cycles, lost=len(answered - kept))
 
 
 async def load_until_killed(process: subprocess.Popen[bytes], port: int, token: str, seconds: float) -> set[str]:
@@ -379,7 +381,7 @@ async def test_a_cut_at_any_boundary_and_inside_any_record_is_found(tmp_path: Pa
         segment.write_bytes(content)
         tried += 1
     assert told(tmp_path) == ()
-    print(f"\n{tried} tamperings, all found")
+    tally("tamperings", tried=tried, refused=tried)
 
 
 async def test_what_is_after_the_last_head_is_said_not_to_be_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from tests.attacks.test_corpus import Answering, scripted
+from tests.tally import tally
 from tests.world import World, world
 
 EC = ECKey.generate_key("P-256", {"use": "sig", "kid": "ours"})
@@ -139,7 +140,7 @@ async def test_hostile_tokens_are_refused(tmp_path: Path) -> None:
         for header in ({"jku": f"{here.issuer.url}/jwks"}, {"x5u": "http://127.0.0.1:9/"}, {"x5c": ["AAAA"]}):
             assert (await here.ask("/Patient/pat-1", signed(here, header=header))).status in {200, 401}
         assert len(here.seen) <= before + 3
-    print(f"\n{len(hostile(here))} hostile tokens, all refused")
+    tally("tokens", tried=len(hostile(here)), refused=len(hostile(here)))
 
 
 async def test_keys_that_two_issuers_share_open_only_what_each_may(tmp_path: Path) -> None:

@@ -272,3 +272,35 @@ async def test_unusable_keys_are_skipped_and_the_rest_serve(raw: Any) -> None:
 
 def _b64(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+# --- Microsoft Entra ID -----------------------------------------------------------------------------------------------
+
+AZURE = {
+    "ver": "2.0", "tid": "11111111-1111-4111-8111-111111111111", "oid": "22222222-2222-4222-8222-222222222222", "uti": "u", "rh": "r",
+    "azp": "33333333-3333-4333-8333-333333333333", "azpacr": "0", "scp": "patient.all.read user.Observation.rs fhirUser launch", "scope": ...,
+    "client_id": ..., "fhirUser": "https://up.example/fhir/Practitioner/7", "patient": "p1",
+}  # fmt: skip
+"""The claims of an access token 2.0 as Microsoft's reference lists them, with SMART scopes as its FHIR service writes them."""
+
+
+async def azure(**changes: Any) -> Principal:
+    settings = replace(SETTINGS, profile="azure")
+    return await accepted(token(header={"typ": "JWT"}, **{**AZURE, **changes}), issuer=settings)
+
+
+async def test_scopes_and_clients_of_entra() -> None:
+    found = await azure()
+    assert found.client == AZURE["azp"] and found.fhir_user == "Practitioner/7" and found.patient == "p1"
+    assert found.scopes.text == "patient/*.read user/Observation.rs"
+    old = await azure(ver="1.0", azp=..., appid="app-one")
+    assert old.client == "app-one"
+    application = await azure(scp=..., roles=["system.all.rs", "nurse"], fhirUser=..., patient=...)
+    assert application.scopes.text == "system/*.rs" and "system" in application.roles
+    assert not (await azure(scp="openid User.Read system.all patient.patient.read system.all.read.more")).scopes.granted
+
+
+@pytest.mark.parametrize("changes", [{"scp": ...}, {"scp": 7}, {"ver": ...}, {"ver": "3.0"}, {"nonce": "n"}, {"c_hash": "c"}])
+async def test_what_is_no_access_token_of_entra(changes: dict[str, Any]) -> None:
+    settings = replace(SETTINGS, profile="azure")
+    await refused(token(header={"typ": "JWT"}, **{**AZURE, **changes}), issuer=settings)

@@ -21,6 +21,7 @@ from fhirshield.watch.logs import JsonLines
 from tests.audit import records
 from tests.audit.test_durability import around, shield, up
 from tests.parts import count
+from tests.tally import tally
 from tests.world import OPEN, World, merged, world
 
 
@@ -171,7 +172,7 @@ async def test_rules_change_while_it_serves_and_no_answer_is_mixed(tmp_path: Pat
         assert seen == {(True, True), (False, False)} and asked > changes / 20
         for row in here.records():
             assert (row["rule"], bool(row.get("redacted"))) in {("a", True), ("b", False)}
-    print(f"\n{changes} reloads, {refused} of them refused, {asked} answers, 0 mixed, 0 dropped")
+    tally("reloads under load", tried=changes, refused=refused)
 
 
 async def test_a_changed_file_and_a_hangup_reload(tmp_path: Path) -> None:
