@@ -37,7 +37,7 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     )
     if denial:
         return denial
-    binding = _binding(principal, situation, rules)
+    binding = _binding(principal, situation, rules) if interaction.letter == "s" else ""
     if interaction.page is not None and interaction.page.binding != binding:
         return Denial(404, Reason.BAD_PAGE, "not-found", "this page link is not, or no longer, valid for this caller")
     denial, again = asked.check(interaction.parameters, found)
@@ -70,7 +70,7 @@ def _binding(principal: Principal, situation: Situation, rules: RuleSet) -> str:
 def standing_of(principal: Principal, situation: Situation, rules: RuleSet) -> Standing:
     """What this caller's scopes and the rules that apply to it come to, type by type."""
     applied = rules.applied(principal, situation.now)
-    return standing(applied, principal.scopes, bool(principal.patient), bool(principal.fhir_user), situation.bases)
+    return standing(applied, principal.scopes.text, bool(principal.patient), bool(principal.fhir_user), situation.bases)
 
 
 def _known(stand: Standing, name: str) -> TypeStanding:

@@ -13,7 +13,7 @@ from fhirshield.authorize.naming import NAMING, touches_identifier, touches_name
 from fhirshield.fhir import criteria
 from fhirshield.fhir.criteria import Criteria, Judge
 from fhirshield.fhir.definitions import resource_types
-from fhirshield.fhir.scopes import Scope, Scopes
+from fhirshield.fhir.scopes import Scope, Scopes, parse
 from fhirshield.fhir.subjects import has_subject
 from fhirshield.model import Naming, Obligation, TypeView
 from fhirshield.policy.compile import Applied
@@ -192,6 +192,6 @@ _LETTERS = (("read", "r"), ("vread", "v"), ("search", "s"))
 
 
 @lru_cache(maxsize=1024)
-def standing(applied: Applied, scopes: Scopes, patient: bool, user: bool, bases: tuple[str, ...]) -> Standing:
-    """The shared standing of all callers with these rules and scopes."""
-    return Standing(applied, scopes, patient, user, bases)
+def standing(applied: Applied, scopes: str, patient: bool, user: bool, bases: tuple[str, ...]) -> Standing:
+    """The shared standing of all callers with these rules and scopes, the latter as the token has them."""
+    return Standing(applied, parse(scopes), patient, user, bases)

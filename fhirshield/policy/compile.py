@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +43,10 @@ class RuleSet:
 
     def applied(self, principal: Principal, now: dt.datetime) -> Applied:
         """The rules whose ``who`` this principal meets at this time."""
-        env = environment(now)
-        key = (principal.fingerprint, *(env[name] for name in self._reads))
+        key = (principal.fingerprint, *(ENVIRONMENT[name](now) for name in self._reads))
         found = self._cache.get(key)
         if found is None:
-            found = self._match(principal, env)
+            found = self._match(principal, environment(now))
             ids = tuple(tuple(r.id for r in part) for part in (found.allow, found.deny, found.redact, found.reveal))
             found = self._shared.setdefault(ids, found)
             self._cache[key] = found
@@ -93,6 +93,14 @@ def facts_of(principal: Principal) -> dict[str, Any]:
     }
 
 
+ENVIRONMENT: dict[str, Callable[[dt.datetime], Any]] = {
+    "hour": lambda now: now.hour,
+    "minute": lambda now: now.minute,
+    "weekday": lambda now: now.isoweekday(),
+    "date": lambda now: now.date().isoformat(),
+}
+
+
 def environment(now: dt.datetime) -> dict[str, Any]:
     """What conditions know as ``env``."""
-    return {"hour": now.hour, "minute": now.minute, "weekday": now.isoweekday(), "date": now.date().isoformat()}
+    return {name: read(now) for name, read in ENVIRONMENT.items()}
