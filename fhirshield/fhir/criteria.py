@@ -342,6 +342,8 @@ def _string(text: str, modifier: str, parameter: SearchParameter, bases: tuple[s
 
 def fold(text: str) -> str:
     """Case and accents removed, as FHIR string search compares."""
+    if text.isascii():
+        return text.lower()
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
 
 

@@ -329,14 +329,24 @@ _MISSING = object()
 def predicate(expression: Any_Expression) -> Predicate:
     """The filter as a function. Comparisons with a missing or ill-typed operand are true (see the module's text)."""
     if isinstance(expression, AnyOf):
-        options = [predicate(item) for item in expression.items]
-        return lambda node, root: any(option(node, root) for option in options)
+        return _joined([predicate(item) for item in expression.items], ends_at=True)
     if isinstance(expression, AllOf):
-        needs = [predicate(item) for item in expression.items]
-        return lambda node, root: all(need(node, root) for need in needs)
+        return _joined([predicate(item) for item in expression.items], ends_at=False)
     if isinstance(expression, Exists):
         return _existence(expression)
     return _comparison(expression)
+
+
+def _joined(parts: list[Predicate], *, ends_at: bool) -> Predicate:
+    """``||`` ends at the first that holds, ``&&`` at the first that does not."""
+
+    def joined(node: Any, root: Any) -> bool:
+        for part in parts:
+            if part(node, root) is ends_at:
+                return ends_at
+        return not ends_at
+
+    return joined
 
 
 def _existence(expression: Exists) -> Predicate:
