@@ -80,25 +80,35 @@ class Ground:
     keys: dict[str, tuple[Issuer, Keys]] = field(default_factory=dict)
     pools: list[Client] = field(default_factory=list)
     """Those of the works in force."""
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     streams: list[RedisStream] = field(default_factory=list)
     retiring: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def reload(self) -> bool:
         """Read settings and rules again and put them in force together; with a fault anywhere, nothing changes."""
+        async with self.reloading:
+            return await self._reload()
+
+    async def _reload(self) -> bool:
+        pools: list[Client] = []
         try:
             settings, rules = await asyncio.to_thread(_read, Path(self.settings.file))
             changed = [name for name in _FIXED if getattr(settings, name) != getattr(self.settings, name)]
             if changed:
                 fault = Fault(self.settings.file, "", f"{', '.join(changed)} cannot change while serving", "restart")
                 raise OperatorError([fault])
+            works = _works(settings, rules, self, pools)
         except OperatorError as error:
             for fault in error.faults:
                 _log.error("reload refused, the last good settings and rules stay in force: %s", fault)
             self.metrics.reloaded("refused")
             return False
-        old, pools = self.entrance.works, self.pools
-        self.pools = []
-        self.entrance.works = _works(settings, rules, self)
+        except Exception as error:  # noqa: BLE001 - whatever a file may do to its reader, the next one must be read
+            _log.error("reload refused, the last good settings and rules stay in force: %s while reading", type(error).__name__)
+            self.metrics.reloaded("refused")
+            return False
+        old, self.entrance.works = self.entrance.works, works
+        pools, self.pools = self.pools, pools
         self.settings = settings
         self.metrics.reloaded("applied", rules.digest)
         _log.info("settings and rules are in force: rules %s", rules.digest[:16])
@@ -150,7 +160,7 @@ def build(settings: Settings) -> Entrance:
         issuers = Pool(most=_SMALL, connect=2.0, answer=5.0)
         ground = Ground(entrance, settings, ring, journal, quota, _state(settings), metrics, issuers)
         entrance.parts, entrance.quota, entrance.took = ground, quota, metrics.took
-        entrance.works = _works(settings, rules, ground)
+        entrance.works = _works(settings, rules, ground, ground.pools)
         _gauges(ground)
         metrics.reloaded("", rules.digest)
         ground.streams = [_stream(sink, place, ground) for place, sink in enumerate(settings.audit.sinks)]
@@ -195,7 +205,8 @@ def _key(path: Any, what: str) -> bytes:
 # --- the works ----------------------------------------------------------------------------------------------------------
 
 
-def _works(settings: Settings, rules: RuleSet, ground: Ground) -> Works:
+def _works(settings: Settings, rules: RuleSet, ground: Ground, pools: list[Client]) -> Works:
+    """Works on this ground; the connections that they hold are added to ``pools``. Raises OperatorError."""
     keys = {name: _keys(name, issuer, ground) for name, issuer in settings.issuers.items()}
     introspections = {
         name: Introspection(
@@ -211,7 +222,7 @@ def _works(settings: Settings, rules: RuleSet, ground: Ground) -> Works:
             most=settings.limits.answer, connect=upstream.connect_timeout, answer=upstream.answer_timeout,
             connections=settings.limits.concurrency,
         )  # fmt: skip
-        ground.pools.append(client)
+        pools.append(client)
         server = FhirServer(upstream.url, client, _credential(upstream.credential, ground.issuers))
         shields[upstream.path] = Shield(
             receive=Receiver(upstream, settings.public_url, ground.ring, settings.proxies),
@@ -230,7 +241,7 @@ async def _retire(old: Works, pools: list[Client]) -> None:
     """Let replaced works finish what is under way, then close their connections."""
     end = time.monotonic() + RETIREMENT
     with contextlib.suppress(asyncio.CancelledError):
-        while old.under_way and time.monotonic() < end:
+        while old.held and time.monotonic() < end:
             await asyncio.sleep(0.1)
     for client in pools:
         await client.close()
@@ -307,7 +318,8 @@ async def _look(ground: Ground) -> None:
 def _files(settings: Settings) -> Mapping[str, tuple[int, int]]:
     """Every file that settings and rules are read from, with its time and size."""
     rules = settings.rules
-    inside = [path for path in rules.rglob("*") if path.suffix in {".yaml", ".json"}] if rules.is_dir() else [rules]
+    folder = rules if rules.is_dir() else rules.parent
+    inside = [path for path in folder.rglob("*") if path.suffix in {".yaml", ".json"} and path.is_file()]
     found = {}
     for path in [Path(settings.file), *inside]:
         with contextlib.suppress(OSError):
@@ -348,7 +360,7 @@ async def _admin(ground: Ground) -> AsyncIterator[None]:
 def _gauges(ground: Ground) -> None:
     """Values that are read when somebody asks."""
     read = ground.metrics.gauge
-    read("under_way", "Exchanges under way", lambda: float(ground.entrance.works.under_way if ground.entrance.works else 0))
+    read("under_way", "Exchanges under way", lambda: float(ground.entrance.under_way))
     read("journal_records", "Records of the journal", lambda: float(ground.journal.count))
     read("journal_syncs", "fdatasyncs of the journal since the start", lambda: float(ground.journal.syncs))
     read("journal_failing", "1 while the journal cannot be written", lambda: float(ground.journal.failing))

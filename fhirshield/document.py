@@ -58,16 +58,19 @@ def read(path: Path, schema: str) -> tuple[Document, list[Fault]]:
 
 def parse(text: str, name: str, schema: str) -> tuple[Document, list[Fault]]:
     """The same for text at hand; ``name`` stands for the file in messages."""
+    lines: dict[Key, int] = {}
+    repeated: list[Key] = []
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = _value(node, (), lines, repeated) if node is not None else {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or "not YAML"
         raise OperatorError([Fault(where, "", f"not YAML: {problem}", "check indentation, quotes and brackets")]) from None
-    lines: dict[Key, int] = {}
-    repeated: list[Key] = []
-    value = _value(node, (), lines, repeated) if node is not None else {}
+    except (TypeError, ValueError, RecursionError) as error:
+        what = f"keys or values that settings and rules cannot have ({type(error).__name__})"
+        raise OperatorError([Fault(name, "", what, "write plain keys; `{{ }}` of a template was not filled in?")]) from None
     document = Document(name, value, lines)
     faults = [document.fault(key, "written twice", "keep one of them") for key in repeated]
     return document, faults + [_fault(document, error) for error in _validator(schema).iter_errors(value)]

@@ -23,8 +23,8 @@ from fhirshield.respond import respond as send_view
 from fhirshield.settings import Limits
 from fhirshield.shield import Shield, Story
 
-BODY_PATIENCE = 15.0
-"""Seconds for the next part of a request's body."""
+BODY_PATIENCE = 20.0
+"""Seconds for the whole of a request's body."""
 
 
 @dataclass(slots=True)
@@ -38,7 +38,8 @@ class Works:
     limits: Limits
     rules: str
     """Digest of the rule set."""
-    under_way: int = 0
+    held: int = 0
+    """Exchanges that began with these works and have not ended."""
 
     def at(self, path: bytes) -> str:
         """The path of the upstream that a raw target belongs to, the longest first; empty for none."""
@@ -59,6 +60,10 @@ class Entrance:
         """What the works stand on, for whoever builds and watches them."""
         self.took: Callable[[float], None] = lambda seconds: None
         """Told how many seconds each exchange took."""
+        self.under_way = 0
+        """Requests that are whole and not yet answered."""
+        self._reading = 0
+        """Bodies that are on their way; they hold nobody else up."""
         self.stopping = False
         """Set when the process was told to end: what is under way is finished."""
 
@@ -70,11 +75,11 @@ class Entrance:
         works = self.works
         assert works is not None
         begin = time.perf_counter()
-        works.under_way += 1
+        works.held += 1
         try:
             await self._serve(works, scope, receive, send)
         finally:
-            works.under_way -= 1
+            works.held -= 1
             self.took(time.perf_counter() - begin)
 
     async def _serve(self, works: Works, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,21 +95,34 @@ class Entrance:
         async def respond(view: View, receipt: Receipt, about: Situation, head: bool) -> int:
             return await send_view(send, view, receipt, about, head=head)
 
-        denial = _obstacle(works, upstream)
+        most = works.limits.concurrency
+        denial = None if upstream else Denial(404, Reason.MALFORMED_REQUEST, "not-found", "no FHIR server under this path")
+        if denial is None and self.under_way >= most:
+            denial = _busy()
         body = b""
         if denial is None and _announces_a_body(scope["headers"]):
+            if self._reading >= most:
+                return await shield.refuse(_busy(), story, respond)
+            self._reading += 1
             try:
-                body = await _read(receive, works.limits.body)
+                async with asyncio.timeout(BODY_PATIENCE):
+                    body = await _read(receive, works.limits.body)
             except ConnectionAbortedError:
                 return None
             except TimeoutError:
                 denial = Denial(408, Reason.MALFORMED_REQUEST, "timeout", "the body did not come")
             except OverflowError:
                 denial = Denial(413, Reason.TOO_LARGE, "too-long", "the body is larger than the limit")
+            finally:
+                self._reading -= 1
         if denial is not None:
             return await shield.refuse(denial, story, respond)
         request = Request(scope["method"], path, scope["query_string"], list(scope["headers"]), body, address, now, decision)
-        await shield.exchange(request, story, respond)
+        self.under_way += 1
+        try:
+            await shield.exchange(request, story, respond)
+        finally:
+            self.under_way -= 1
 
     def unparsed(self, address: str) -> None:
         """Count what the HTTP parser refused, from its hook: there is no request to record."""
@@ -112,20 +130,15 @@ class Entrance:
             self.quota.count(address, Reason.UNPARSED.value, dt.datetime.now(self.works.zone))
 
 
-def _obstacle(works: Works, upstream: str) -> Denial | None:
-    if not upstream:
-        return Denial(404, Reason.MALFORMED_REQUEST, "not-found", "no FHIR server under this path")
-    if works.under_way > works.limits.concurrency:
-        return Denial(503, Reason.BUSY, "throttled", "too many requests are under way", (("Retry-After", "1"),))
-    return None
+def _busy() -> Denial:
+    return Denial(503, Reason.BUSY, "throttled", "too many requests are under way", (("Retry-After", "1"),))
 
 
 async def _read(receive: Receive, most: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
-        async with asyncio.timeout(BODY_PATIENCE):
-            message = await receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ConnectionAbortedError
         chunk = message.get("body", b"")

@@ -38,6 +38,10 @@ class Cursor(msgspec.Struct):
     offset: int = 0
 
 
+class Conflict(Exception):
+    """The stream is not what this journal left there."""
+
+
 class RedisStream:
     """One journal's records in one stream. ``cursor`` is a file; losing it costs a walk, not a record."""
 
@@ -63,9 +67,10 @@ class RedisStream:
                 await self.catch_up()
                 failing = False
                 await asyncio.sleep(IDLE)
-            except (RedisError, OSError, TimeoutError) as error:
+            except (RedisError, OSError, TimeoutError, Conflict) as error:
                 if not failing:
-                    _log.warning("audit stream: %s; records wait in the journal", type(error).__name__)
+                    said = str(error) if isinstance(error, Conflict) else type(error).__name__
+                    _log.error("audit stream: %s; records wait in the journal", said)
                 failing = True
                 self.behind = self._journal.count - self._cursor.number
                 await asyncio.sleep(LATER)
@@ -90,9 +95,26 @@ class RedisStream:
         """The cursor of the file, unless the stream has more; without either, the journal's first record."""
         known = await asyncio.to_thread(self._kept)
         has = await self._last()
-        if known is not None and known.number >= has:
-            return known
-        return await asyncio.to_thread(self._walk, has)
+        there = await asyncio.to_thread(self._walk, has)
+        if has and (there.number < has or not await self._is_ours(has, self._record(has - 1))):
+            raise Conflict(f"the stream {self._stream} holds what is not of this journal; name another")
+        return known if known is not None and known.number == has and known.segment else there
+
+    async def _is_ours(self, number: int, record: bytes | None) -> bool:
+        """Whether the stream holds this record under this number."""
+        found: Any = await _answer(self._redis.xrange(self._stream, f"{number}-0", f"{number}-0"))
+        return bool(found) and record is not None and found[0][1].get(b"record") == record
+
+    def _record(self, number: int) -> bytes | None:
+        """One record of the journal, by its number."""
+        seen = 0
+        for path in segments_of(self._folder):
+            for line in path.read_bytes().splitlines():
+                if seen == number:
+                    parts = chain.split(line)
+                    return parts[1] if parts else None
+                seen += 1
+        return None
 
     async def _last(self) -> int:
         """How many records the stream has: the id of the last is its number and one more."""
@@ -158,12 +180,17 @@ class RedisStream:
         for place, row in enumerate(rows):
             entry = json.loads(row)
             fields: Any = {"record": row, "decision": str(entry.get("decision", "")), "outcome": str(entry.get("outcome", ""))}
-            pipeline.xadd(self._stream, fields, id=f"{first + place + 1}-0")
-        for answer in await pipeline.execute(raise_on_error=False):
+            pipeline.xadd(self._stream, fields, id=f"{first + place + 1}-0", nomkstream=first + place > 0)
+        for place, answer in enumerate(await pipeline.execute(raise_on_error=False)):
             if isinstance(answer, ResponseError) and "equal or smaller" in str(answer):
-                continue  # the stream has it
+                if not await self._is_ours(first + place + 1, rows[place]):
+                    raise Conflict(f"the stream {self._stream} holds what is not of this journal; name another")
+                continue
             if isinstance(answer, Exception):
                 raise answer
+            if answer is None:
+                self._cursor = Cursor()
+                raise Conflict(f"the stream {self._stream} is gone; it is begun anew")
             self.sent += 1
 
 

@@ -61,7 +61,11 @@ async def _proof(thumbprint: Any, token: str, situation: Situation, state: Expir
     if not isinstance(thumbprint, str) or shown != thumbprint:
         raise _bad("the DPoP proof is by another key than the token's")
     made, name = claims.get("iat"), claims.get("jti")
-    if isinstance(made, bool) or not isinstance(made, int | float) or not now - FRESH <= made <= now + SKEW:
+    if (
+        isinstance(made, bool)
+        or not isinstance(made, int | float)
+        or not max(now - FRESH, float(int(state.since))) <= made <= now + SKEW
+    ):
         raise _bad("the DPoP proof is not fresh")
     if claims.get("htm") != situation.method or _plain(claims.get("htu")) != situation.url:
         raise _bad("the DPoP proof is for another request")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import msgspec
-
 from fhirshield.errors import Unavailable
+from fhirshield.fhir import json as strict_json
 from fhirshield.outbound.introspector import Introspector
 from fhirshield.ring import Ring
 from fhirshield.state import ExpiringMap
@@ -45,7 +44,7 @@ class Introspection:
         except Unavailable:
             return None
         content = self._ring.open(PURPOSE, sealed.decode("ascii", "replace")) if sealed else None
-        found = msgspec.json.decode(content) if content else None
+        found = strict_json.decode(content) if content else None
         return found if isinstance(found, dict) else None
 
     async def _remember(self, key: str, answer: dict[str, Any], now: float) -> None:
@@ -56,6 +55,6 @@ class Introspection:
         if seconds <= 0:
             return
         try:
-            await self._state.put(key, self._ring.seal(PURPOSE, msgspec.json.encode(answer)).encode(), seconds)
+            await self._state.put(key, self._ring.seal(PURPOSE, strict_json.encode(answer)).encode(), seconds)
         except Unavailable:
             return

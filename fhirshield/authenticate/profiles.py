@@ -92,7 +92,8 @@ def _azure(claims: dict[str, Any]) -> dict[str, Any]:
     Source: Microsoft, *Access token claims reference* (entra-docs), and *SMART on FHIR* of Azure Health Data Services, whose scopes
     are written with dots and ``all``, since names there may not hold ``/`` and ``*``.
     """
-    if claims.get("ver") not in {"1.0", "2.0"}:
+    client = _text(claims, "azp") or _text(claims, "appid")
+    if _text(claims, "ver") not in {"1.0", "2.0"} or not client:  # ID tokens name no client
         raise ClaimError("not an access token of Entra ID")
     said = claims.get("scp")
     texts = said.split(" ") if isinstance(said, str) else sorted(_texts(claims.get("roles"))) if said is None else []
@@ -100,7 +101,6 @@ def _azure(claims: dict[str, Any]) -> dict[str, Any]:
     scopes = [f"{m[1]}/{'*' if m[2] == 'all' else m[2]}.{m[3]}" for m in found if m]
     if not texts:
         raise ClaimError("no `scp` and no `roles`")
-    client = _text(claims, "azp") or _text(claims, "appid")
     return _smart({**claims, "scope": " ".join(scopes), "client_id": client})
 
 

@@ -60,6 +60,8 @@ class Terminology:
             raise CriteriaError(f"the code system `{url}` is not complete, so what lies below a code cannot be known")
         else:
             self._systems[url] = dict(_hierarchy(resource.get("concept", ()), frozenset()))
+            if resource.get("count", len(self._systems[url])) != len(self._systems[url]):
+                raise CriteriaError(f"the code system `{url}` has not as many codes as it says")
 
     # --- value sets -------------------------------------------------------------------------------------------------
 
@@ -75,10 +77,12 @@ class Terminology:
 
     def _expand(self, resource: dict[str, Any], url: str, within: tuple[str, ...]) -> frozenset[Code]:
         if "expansion" in resource:
-            return frozenset(_contained(resource["expansion"].get("contains", ())))
+            return _expanded(resource["expansion"], url)
         compose = resource.get("compose")
         if not isinstance(compose, dict) or not compose.get("include"):
             raise CriteriaError(f"the value set `{url}` has neither an expansion nor a composition")
+        if any("version" in part for part in compose.get("exclude", ())):
+            raise CriteriaError(f"the value set `{url}` excludes codes of one version only: pin an expansion")
         included: frozenset[Code] = frozenset().union(*(self._part(p, url, within) for p in compose["include"]))
         return included.difference(*(self._part(p, url, within) for p in compose.get("exclude", ())))
 
@@ -102,6 +106,8 @@ class Terminology:
             if one.get("property") != "concept" or one.get("op") not in {"is-a", "descendent-of"}:
                 raise CriteriaError(f"the value set `{url}` filters otherwise than by is-a: pin an expansion")
             root = one.get("value")
+            if root not in known:
+                raise CriteriaError(f"the value set `{url}` speaks of `{root}`, which `{system}` does not have")
             found &= {code for code, above in known.items() if root in above or (code == root and one["op"] == "is-a")}
         return frozenset((system, code) for code in found)
 
@@ -109,8 +115,25 @@ class Terminology:
 def _hierarchy(concepts: Any, above: frozenset[str]) -> Iterable[tuple[str, frozenset[str]]]:
     for concept in concepts:
         code = concept["code"]
+        if any(one.get("code") in {"parent", "child", "subsumedBy"} for one in concept.get("property", ())):
+            raise CriteriaError(f"the code `{code}` has its place in the hierarchy by properties: nest the concepts")
         yield code, above
         yield from _hierarchy(concept.get("concept", ()), above | {code})
+
+
+def _expanded(expansion: dict[str, Any], url: str) -> frozenset[Code]:
+    """A whole expansion. Raises CriteriaError for a page of one, or one that its server cut."""
+    rows = list(_rows(expansion.get("contains", ())))
+    said = expansion.get("total", len(rows))
+    if expansion.get("offset", 0) or said != len(rows) or not rows or expansion.get("extension"):
+        raise CriteriaError(f"the expansion of `{url}` is not whole: it says {said} and holds {len(rows)}")
+    return frozenset(_contained(expansion["contains"]))
+
+
+def _rows(rows: Any) -> Iterable[Any]:
+    for row in rows:
+        yield row
+        yield from _rows(row.get("contains", ()))
 
 
 def _contained(rows: Any) -> Iterable[Code]:

@@ -23,6 +23,8 @@ MOST_HEAD = 64 << 10
 MOST_HEADERS = 100
 PATIENCE = 10.0
 """Seconds for the head of a request to arrive, from the first byte or from the connection's beginning."""
+UNREAD = 30.0
+"""Seconds for which an answer may wait to be read."""
 _TARGET = re.compile(rb"/[!\"$-~]*\Z")
 _HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
 _REFUSED = encode(outcome("invalid", "this is not a request that can be read one way"))
@@ -36,6 +38,11 @@ class Guard(HttpToolsProtocol):
     """uvicorn's protocol over httptools, refusing more."""
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    _fed = 0
+    """Bytes of this message so far, those before it in the same segment aside."""
+    _bodied = 0
+    """Bytes of them that were its body."""
     _begun = False
     _headed = False
     _size = 0
@@ -50,6 +57,8 @@ class Guard(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more to wait for."""
         self._head_came()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def _wait_for_head(self) -> None:
@@ -67,16 +76,38 @@ class Guard(HttpToolsProtocol):
         self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes; where they end inside a head, the rest is waited for, but not for ever."""
+        """Bytes; where no answer is owed for them, what they begin is waited for, but not for ever."""
+        self._fed += len(data)
         super().data_received(data)
-        if self._begun and not self._headed:
+        if self.transport.is_closing():
+            return None
+        if self._fed - self._bodied > MOST_HEAD + MOST_TARGET + 8 * self._bodied:
+            return self.send_400_response("")
+        if (self._begun and not self._headed) or self.cycle is None or self.cycle.response_complete:
             self._wait_for_head()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._bodied += len(body)
+        super().on_body(body)
+
+    def pause_writing(self) -> None:
+        """The other side does not read what it asked for."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
 
     # --- the parser's callbacks ---------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._begun, self._headed, self._size = True, False, 0
+        self._begun, self._headed, self._size, self._fed, self._bodied = True, False, 0, 0, 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:

@@ -73,9 +73,12 @@ def client_address(forwarded: str, peer: str, trusted: Sequence[Network]) -> str
         if not is_trusted(address, trusted):
             break
         try:
-            address = str(ipaddress.ip_address(part))
+            found = ipaddress.ip_address(part)
         except ValueError:
             break
+        if getattr(found, "scope_id", None):  # free text
+            break
+        address = str(found)
     return address
 
 

@@ -17,7 +17,7 @@ from fhirshield.receive.headers import malformed
 
 MOST_PARAMETERS = 100
 _PATH = re.compile(rb"(/[A-Za-z0-9\-._$*]+)*\Z")
-_NAME = re.compile(r"(_?[A-Za-z][A-Za-z0-9\-.]*)(?::([A-Za-z][A-Za-z0-9\-.:]*))?\Z")
+_NAME = re.compile(r"(_?[A-Za-z][A-Za-z0-9\-.]{0,99})(?::([A-Za-z][A-Za-z0-9\-.:]{0,99}))?\Z")
 _OPERATION = re.compile(r"\$[a-z][A-Za-z0-9\-]*\Z")
 
 Ids = Callable[[str], bool]

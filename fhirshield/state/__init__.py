@@ -11,6 +11,9 @@ from typing import Protocol
 class ExpiringMap(Protocol):
     """Small values that go by themselves. Raises Unavailable where it cannot be asked."""
 
+    since: float
+    """From when on this remembers, in seconds since the epoch: what was noted before a restart may be forgotten."""
+
     async def get(self, key: str) -> bytes | None:
         """The value, or None: never there, or gone."""
         ...

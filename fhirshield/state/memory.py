@@ -19,6 +19,8 @@ class MemoryMap:
         self._clock = clock
         self._most = most
         self._entries: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._notes: dict[str, float] = {}
+        self.since = time.time()
 
     async def get(self, key: str) -> bytes | None:
         """See ExpiringMap."""
@@ -29,28 +31,26 @@ class MemoryMap:
         """See ExpiringMap; what does not fit pushes out the oldest."""
         self._entries.pop(key, None)
         if len(self._entries) >= self._most:
-            self._clear()
+            now = self._clock()
+            for old in [name for name, (until, _) in self._entries.items() if until <= now]:
+                del self._entries[old]
             if len(self._entries) >= self._most:
                 self._entries.popitem(last=False)
         self._entries[key] = (self._clock() + seconds, value)
 
     async def add(self, key: str, seconds: float) -> bool:
         """See ExpiringMap. Raises Unavailable when full: a note that is pushed out would be a replay let through."""
-        if await self.get(key) is not None:
-            return False
-        self._entries.pop(key, None)
-        if len(self._entries) >= self._most:
-            self._clear()
-            if len(self._entries) >= self._most:
-                raise Unavailable("the memory for replays is full")
-        self._entries[key] = (self._clock() + seconds, b"1")
-        return True
-
-    def _clear(self) -> None:
         now = self._clock()
-        for key in [key for key, (until, _) in self._entries.items() if until <= now]:
-            del self._entries[key]
+        if self._notes.get(key, now) > now:
+            return False
+        if len(self._notes) >= self._most:
+            self._notes = {name: until for name, until in self._notes.items() if until > now}
+            if len(self._notes) >= self._most:
+                raise Unavailable("the memory for replays is full")
+        self._notes[key] = now + seconds
+        return True
 
     async def close(self) -> None:
         """See ExpiringMap."""
         self._entries.clear()
+        self._notes.clear()

@@ -19,6 +19,8 @@ T = TypeVar("T")
 class RedisMap:
     """An ExpiringMap over one Redis."""
 
+    since = 0.0
+
     def __init__(self, url: str, password: str | None = None) -> None:
         self._redis: Redis = Redis.from_url(
             url, password=password, socket_connect_timeout=PATIENCE, socket_timeout=PATIENCE, retry=None, max_connections=64

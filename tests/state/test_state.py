@@ -95,7 +95,9 @@ async def test_a_full_memory_forgets_values_but_never_a_note() -> None:
     for name in "abcd":
         await state.put(name, b"x", 10)
     assert [await state.get(name) is not None for name in "abcd"] == [False, True, True, True]
+    assert [await state.add(name, 10) for name in "abc"] == [True] * 3
     with pytest.raises(Unavailable):
         await state.add("note", 10)
+    assert not await state.add("a", 10)
     clock[0] = 11
     assert await state.add("note", 10)
