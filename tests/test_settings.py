@@ -433,7 +433,7 @@ async def test_each_key_changes_a_decision_or_an_output(tmp_path: Path, key: str
         ({"public_url": "https://x.example/"}, "public_url"),
         ({"public_url": "shield"}, "public_url"),
         ({"listen": "8080"}, "address:port"),
-        ({"issuers": {"demo": {"profile": "azure"}}}, "one of `smart`, `keycloak`"),
+        ({"issuers": {"demo": {"profile": "okta"}}}, "one of `smart`, `keycloak`, `azure`"),
         ({"issuers": {"demo": {"jwks_file": "x"}}}, "issuers.demo"),
         ({"issuers": {"demo": {"algorithms": ["HS256"]}}}, "one of"),
         ({"issuers": {"demo": {"algorithms": ["none"]}}}, "one of"),
@@ -457,14 +457,9 @@ def test_faults(tmp_path: Path, changes: Any, word: str) -> None:
 
 
 WAITING: dict[tuple[str, ...], Any] = {
-    ("admin",): {"admin": "127.0.0.1:9090"},
     ("consent",): {"consent": {"default": "deny"}},
-    ("state",): {"state": "redis://x"},
-    ("trusted_proxies",): {"trusted_proxies": []},
-    ("audit", "sinks"): {"audit": {"sinks": []}},
-    ("limits", "depth"): {"limits": {"depth": 64}},
-    ("issuers", "*", "introspection"): {"issuers": {"demo": {"introspection": {}}}},
-    ("upstreams", "*", "introspector"): {"upstreams": [{"introspector": "demo"}]},
+    ("audit", "sinks", "*", "fhir"): {"audit": {"sinks": [{"redis": "redis://r/0", "fhir": "http://x"}]}},
+    ("audit", "sinks", "*", "kafka"): {"audit": {"sinks": [{"redis": "redis://r/0", "kafka": "x"}]}},
 }
 
 
