@@ -17,7 +17,7 @@ GENESIS = bytes(32)
 
 def link(key: bytes, before: bytes, record: bytes) -> bytes:
     """HMAC-SHA256 over the MAC before and the record's bytes."""
-    return hmac.new(key, before + record, hashlib.sha256).digest()
+    return hmac.digest(key, before + record, "sha256")
 
 
 def line(record: bytes, mac: bytes) -> bytes:
