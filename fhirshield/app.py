@@ -336,7 +336,7 @@ def _on_hangup(ground: Ground) -> None:
         ground.retiring.add(task)
         task.add_done_callback(ground.retiring.discard)
 
-    with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+    with contextlib.suppress(ValueError, RuntimeError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 

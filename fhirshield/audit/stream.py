@@ -96,7 +96,7 @@ class RedisStream:
         known = await asyncio.to_thread(self._kept)
         has = await self._last()
         there = await asyncio.to_thread(self._walk, has)
-        if has and (there.number < has or not await self._is_ours(has, self._record(has - 1))):
+        if has and (there.number < has or not await self._is_ours(has, await asyncio.to_thread(self._record, has - 1))):
             raise Conflict(f"the stream {self._stream} holds what is not of this journal; name another")
         return known if known is not None and known.number == has and known.segment else there
 

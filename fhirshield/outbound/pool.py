@@ -109,6 +109,12 @@ class Pool:
     async def _fresh(self, origin: str, *, new: bool) -> _Connection:
         """A connection as soon as there may be one more; ``new`` for one that nothing was ever sent on."""
         while self._open.get(origin, 0) >= self._connections:
+            kept = self._kept(origin)
+            if kept is not None and not new:
+                return kept
+            if kept is not None:
+                self._drop(origin, kept)
+                continue
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(origin, deque()).append(waiter)
             try:
@@ -117,11 +123,6 @@ class Pool:
                 if waiter.done() and not waiter.cancelled():
                     self._wake(origin)
                 raise
-            kept = self._kept(origin)
-            if kept is not None and not new:
-                return kept
-            if kept is not None:
-                self._drop(origin, kept)
         self._count(origin, 1)
         try:
             connection = await self._connected(origin)

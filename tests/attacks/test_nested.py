@@ -162,3 +162,25 @@ async def test_a_get_that_waited_for_its_place_is_sent_again() -> None:
         answers = await asyncio.gather(*(pool.send("GET", origin, f"/{n}", {}) for n in range(4)))
         await pool.close()
     assert [answer.body for answer in answers] == [b"ok"] * 4
+
+
+async def test_a_new_connection_takes_the_place_of_a_silent_one() -> None:
+    """At the limit with all connections silent, a second try must not wait for a place that nobody will free."""
+    served: dict[int, int] = {}
+
+    async def once(writer: asyncio.StreamWriter) -> None:
+        served[id(writer)] = served.get(id(writer), 0) + 1
+        if served[id(writer)] > 1:
+            writer.close()
+            raise ConnectionResetError
+        await asyncio.sleep(0.05)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+
+    async with scripted([once]) as url:
+        pool = Pool(most=999, connect=1, answer=2, connections=3)
+        origin = url.removesuffix("/fhir")
+        await asyncio.gather(*(pool.send("GET", origin, "/", {}) for _ in range(3)))
+        connection = await asyncio.wait_for(pool._fresh(origin, new=True), 1)
+        assert connection.sound
+        await pool.close()
