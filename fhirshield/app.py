@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import gc
 import logging
 import signal
@@ -30,6 +31,7 @@ from fhirshield.describe import Describer
 from fhirshield.entrance import Entrance, Works
 from fhirshield.errors import Fault, OperatorError
 from fhirshield.forward import Forwarder
+from fhirshield.gather import Gatherer
 from fhirshield.outbound.credential import BearerFile, ClientCredentials, NoCredential
 from fhirshield.outbound.fhir_server import Credential as CredentialSource
 from fhirshield.outbound.fhir_server import FhirServer
@@ -40,7 +42,9 @@ from fhirshield.outbound.pool import Pool
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import load as load_rules
 from fhirshield.receive import Receiver
+from fhirshield.recovery import Recovery
 from fhirshield.redact import Redactor
+from fhirshield.redact.written import Written
 from fhirshield.ring import Ring, load_key
 from fhirshield.serving import serving
 from fhirshield.settings import Credential, Issuer, Settings, Sink, load
@@ -80,6 +84,8 @@ class Ground:
     keys: dict[str, tuple[Issuer, Keys]] = field(default_factory=dict)
     pools: list[Client] = field(default_factory=list)
     """Those of the works in force."""
+    servers: dict[str, FhirServer] = field(default_factory=dict)
+    """The upstreams in force, by path."""
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     streams: list[RedisStream] = field(default_factory=list)
     retiring: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -156,6 +162,8 @@ def build(settings: Settings) -> Entrance:
         recovery = journal.open()
         if recovery.cut:
             _log.warning("journal: cut %d bytes of an unfinished record; %d whole records kept", recovery.cut, recovery.records)
+        if journal.intents.open:
+            _log.warning("journal: %d writes have no outcome; their fate is asked of the upstream", len(journal.intents.open))
         quota = Quota(journal, time.monotonic)
         issuers = Pool(most=_SMALL, connect=2.0, answer=5.0)
         ground = Ground(entrance, settings, ring, journal, quota, _state(settings), metrics, issuers)
@@ -164,7 +172,10 @@ def build(settings: Settings) -> Entrance:
         _gauges(ground)
         metrics.reloaded("", rules.digest)
         ground.streams = [_stream(sink, place, ground) for place, sink in enumerate(settings.audit.sinks)]
-        tasks = [asyncio.create_task(work) for work in (_heads(ground), _look(ground), *(s.run() for s in ground.streams))]
+        tasks = [
+            asyncio.create_task(work)
+            for work in (_heads(ground), _look(ground), _recovery(ground), *(s.run() for s in ground.streams))
+        ]
         _on_hangup(ground)
         try:
             async with _admin(ground):
@@ -216,7 +227,7 @@ def _works(settings: Settings, rules: RuleSet, ground: Ground, pools: list[Clien
         if issuer.introspection
     }
     redactor = Redactor(ground.ring)
-    shields = {}
+    shields, servers = {}, {}
     for upstream in settings.upstreams:
         client = Pool(
             most=settings.limits.answer, connect=upstream.connect_timeout, answer=upstream.answer_timeout,
@@ -225,15 +236,20 @@ def _works(settings: Settings, rules: RuleSet, ground: Ground, pools: list[Clien
         pools.append(client)
         server = FhirServer(upstream.url, client, _credential(upstream.credential, ground.issuers))
         shields[upstream.path] = Shield(
-            receive=Receiver(upstream, settings.public_url, ground.ring, settings.proxies),
+            receive=Receiver(upstream, settings.public_url, ground.ring, settings.limits, settings.proxies),
             authenticate=Authenticator(upstream, settings.issuers, keys, introspections, ground.state),
             rules=rules,
+            gather=Gatherer(server, settings.limits, forward_token=upstream.credential.forward),
             forward=Forwarder(server, settings.limits, forward_token=upstream.credential.forward),
             redact=redactor,
+            written=Written(redactor, settings.limits.depth),
             describe=Describer(server, client, settings.issuers[upstream.issuers[0]].issuer),
             journal=ground.journal,
             quota=ground.quota,
+            ring=ground.ring,
         )
+        servers[upstream.path] = server
+    ground.servers = servers
     return Works(shields, settings.public_url, settings.zone, settings.limits, rules.digest)
 
 
@@ -304,6 +320,12 @@ async def _heads(ground: Ground) -> None:
             _log.error("witness: the head cannot be published: %s", error.strerror)
 
 
+async def _recovery(ground: Ground) -> None:
+    """Learn what became of writes whose outcome is not known."""
+    recovery = Recovery(ground.journal, lambda: ground.servers, ground.ring.digest, lambda: dt.datetime.now(dt.UTC))
+    await recovery.run()
+
+
 async def _look(ground: Ground) -> None:
     """Reload when a file of the settings or rules has changed."""
     seen = await asyncio.to_thread(_files, ground.settings)
@@ -365,5 +387,6 @@ def _gauges(ground: Ground) -> None:
     read("journal_syncs", "fdatasyncs of the journal since the start", lambda: float(ground.journal.syncs))
     read("journal_failing", "1 while the journal cannot be written", lambda: float(ground.journal.failing))
     read("journal_unpublished", "Records after the last head at the witness", lambda: float(ground.journal.unpublished))
+    read("open_intents", "Writes whose outcome is not known", lambda: float(len(ground.journal.intents.open)))
     read("stream_behind", "Durable records that are not in every stream yet", ground.behind)
     read("ready", "1 while nothing is missing", lambda: float(not ground.missing()))

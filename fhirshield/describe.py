@@ -22,7 +22,7 @@ from fhirshield.outbound.issuer import get_json
 
 KEEP = 300.0
 """Seconds for which a document is kept."""
-SERVED = ("read", "vread", "search-type")
+SERVED = ("read", "vread", "search-type", "create", "update", "patch", "delete")
 _OAUTH = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 _ENDPOINTS = {
     "authorization_endpoint": "authorize",
@@ -111,6 +111,8 @@ def _resource(raw: Any) -> tuple[str, list[str], list[str]] | None:
         return None
     offered = _named(raw.get("interaction"), "code")
     known = sorted(p for p in _named(raw.get("searchParam"), "name") if (found := search_parameter(name, p)) and found.ways)
+    if "update" in offered:
+        offered.add("patch")  # a patch goes upstream as the update that it comes to
     return name, [code for code in SERVED if code in offered], known
 
 

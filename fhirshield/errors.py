@@ -64,6 +64,8 @@ class CriteriaError(ShieldError):
 class Unavailable(ShieldError):
     """A dependency (issuer, upstream, journal) is away, slow, or answered nonsense."""
 
-    def __init__(self, message: str, *, slow: bool = False) -> None:
+    def __init__(self, message: str, *, slow: bool = False, sent: bool = True) -> None:
         super().__init__(message)
         self.slow = slow
+        self.sent = sent
+        """The request may have reached the other side."""

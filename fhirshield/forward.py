@@ -10,6 +10,7 @@ from typing import Any
 
 from fhirshield.errors import MalformedFhir, Unavailable
 from fhirshield.fhir import json as fhir_json
+from fhirshield.fhir.definitions import codes_of
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.reference_places import extensions
 from fhirshield.model import Answer, Denial, Plan, Reason, Refused
@@ -20,9 +21,22 @@ from fhirshield.settings import Limits
 HEADERS = ("etag", "last-modified")
 """The upstream's headers that may travel on, where nothing is hidden."""
 
+_ISSUE_TYPES = "http://hl7.org/fhir/ValueSet/issue-type"
+_LOCATION = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,256})(?:/_history/([A-Za-z0-9\-.]{1,256}))?\Z")
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,256}\Z")
+_PLACE = re.compile(r"[A-Z][A-Za-z]+(?:\.[a-z][A-Za-z0-9]*(?:\[[0-9]{1,4}\])?)+\Z")
 _PLAIN = re.compile(r"[ -~]{1,200}\Z")
 _EMPTY = {"resourceType": "Bundle", "type": "searchset"}
-_CALLERS_FAULT = {400: "invalid", 409: "conflict", 412: "conflict", 415: "not-supported", 422: "processing", 429: "throttled"}
+_CALLERS_FAULT = {
+    400: "invalid",
+    405: "not-supported",
+    409: "conflict",
+    412: "conflict",
+    413: "too-long",
+    415: "not-supported",
+    422: "processing",
+    429: "throttled",
+}
 
 
 class Forwarder:
@@ -35,17 +49,106 @@ class Forwarder:
 
     async def __call__(self, plan: Plan) -> Answer:
         """The parsed answer to a plan. Raises Refused."""
+        if plan.permit.interaction.writes:
+            return await self._write(plan)
         if plan.permit.nothing:
             return Answer(plan, 200, {}, dict(_EMPTY), careful=False, deep=False)
-        credential = plan.permit.situation.credential
-        authorization = f"Bearer {credential}" if self._forward_token and credential else None
         try:
-            response = await self._server.send(plan.method, plan.segments, plan.query, form=plan.form, authorization=authorization)
+            response = await self._send(plan)
         except Unavailable as error:
             if error.slow:
                 raise Refused(Denial(504, Reason.UPSTREAM_SLOW, "timeout", "the server did not answer in time")) from None
             raise _failed(Reason.UPSTREAM_FAILED, "the server did not answer") from None
         return self._accept(plan, response)
+
+    async def _send(self, plan: Plan) -> Response:
+        return await self._server.send(
+            plan.method, plan.segments, plan.query, form=plan.form, content=plan.body, headers=dict(plan.headers),
+            authorization=self._authorization(plan),
+        )  # fmt: skip
+
+    def _authorization(self, plan: Plan) -> str | None:
+        credential = plan.permit.situation.credential
+        return f"Bearer {credential}" if self._forward_token and credential else None
+
+    # --- writes ---------------------------------------------------------------------------------------------------
+
+    async def _write(self, plan: Plan) -> Answer:
+        """Carry out a write; whatever leaves it open whether the upstream acted is said to be unknown."""
+        try:
+            response = await self._send(plan)
+        except Unavailable as error:
+            if not error.sent:
+                raise _failed(Reason.UPSTREAM_FAILED, "the server did not answer; nothing was written") from None
+            raise _unknown(504 if error.slow else 502) from None
+        if response.status in {200, 201, 204}:
+            return self._written(plan, response)
+        if response.status in {409, 412} and await self._is_newer(plan):
+            text = "the resource was changed meanwhile: read it again"
+            raise Refused(Denial(412, Reason.STALE_VERSION, "conflict", text))
+        if response.status >= 500 or response.status < 200:
+            raise _unknown(502)
+        raise Refused(_refusal(plan.permit.interaction, response, self._issues(plan, response)))
+
+    async def _is_newer(self, plan: Plan) -> bool:
+        """Whether the version that a write was bound to is no longer the current one, by a fresh read."""
+        writing = plan.permit.writing
+        if writing is None or writing.creates or plan.method == "POST":
+            return False
+        try:
+            fresh = {"Cache-Control": "no-cache"}
+            authorization = self._authorization(plan)
+            response = await self._server.send("GET", plan.segments, (), headers=fresh, authorization=authorization)
+            resource = fhir_json.decode(response.body, self._limits.depth) if response.status == 200 else {}
+        except (Unavailable, MalformedFhir):
+            return False
+        if response.status in {404, 410}:
+            return True
+        meta = resource.get("meta") if isinstance(resource, dict) else None
+        version = meta.get("versionId") if isinstance(meta, dict) else None
+        return isinstance(version, str) and version != writing.version
+
+    def _written(self, plan: Plan, response: Response) -> Answer:
+        """What the upstream says that it wrote. A body that is not the resource is as good as none."""
+        interaction = plan.permit.interaction
+        headers = {name: value for name in HEADERS if _PLAIN.match(value := response.headers.get(name, ""))}
+        location = _LOCATION.search(response.headers.get("location", ""))
+        identity = interaction.id or (location[2] if location and location[1] == interaction.type else "")
+        version = headers.get("etag", "").removeprefix("W/").strip('"') or (location[3] or "" if location else "")
+        try:
+            resource = fhir_json.decode(response.body, self._limits.depth) if response.body else None
+        except MalformedFhir:
+            raise _unknown(502) from None
+        if not isinstance(resource, dict) or resource.get("resourceType") != interaction.type:
+            resource = None
+        if resource is not None:
+            identity = identity or (resource["id"] if isinstance(resource.get("id"), str) else "")
+            if resource.get("id") != identity:
+                raise _unknown(502)
+            meta = resource.get("meta")
+            version = version or (meta.get("versionId", "") if isinstance(meta, dict) else "")
+        if not _ID.match(identity) or not isinstance(version, str) or (version and not _ID.match(version)):
+            raise _unknown(502)
+        careful, deep = extensions(response.body)
+        named = self._server.named_in(response.body)
+        return Answer(plan, response.status, headers, resource, careful, deep, named, identity, version)
+
+    def _issues(self, plan: Plan, response: Response) -> tuple[str, tuple[str, ...]]:
+        """Of an upstream's OperationOutcome: the first code, and the places that the caller's own body has."""
+        try:
+            outcome = fhir_json.decode(response.body, self._limits.depth) if response.body else None
+        except MalformedFhir:
+            return "", ()
+        issues = outcome.get("issue") if isinstance(outcome, dict) and outcome.get("resourceType") == "OperationOutcome" else None
+        rows = [row for row in issues if isinstance(row, dict)] if isinstance(issues, list) else []
+        codes = [row.get("code") for row in rows]
+        code = next((c for c in codes if isinstance(c, str) and c in codes_of(_ISSUE_TYPES)), "")
+        content = plan.permit.interaction.content
+        places = [place for row in rows for place in _strings(row.get("expression"))]
+        own = [place for place in dict.fromkeys(places) if isinstance(content, dict) and stands_in(content, place)]
+        return code, tuple(own[:10])
+
+    # --- reads ----------------------------------------------------------------------------------------------------
 
     def _accept(self, plan: Plan, response: Response) -> Answer:
         if response.status != 200:
@@ -78,7 +181,7 @@ class Forwarder:
         )
 
 
-def _refusal(interaction: Interaction, response: Response) -> Denial:
+def _refusal(interaction: Interaction, response: Response, issues: tuple[str, tuple[str, ...]] = ("", ())) -> Denial:
     """Our words for the upstream's refusal (see the table of refusals in docs/architecture.md)."""
     status = response.status
     if status in {404, 410}:
@@ -89,8 +192,33 @@ def _refusal(interaction: Interaction, response: Response) -> Denial:
         retry = response.headers.get("retry-after", "")
         kept = (("Retry-After", retry),) if re.fullmatch(r"[0-9]{1,6}", retry) else ()
         text = "the server does not accept this request"
-        return Denial(status, Reason.UPSTREAM_REFUSED, _CALLERS_FAULT[status], text, kept)
+        code, places = issues
+        return Denial(status, Reason.UPSTREAM_REFUSED, code or _CALLERS_FAULT[status], text, kept, expression=places)
     return Denial(502, Reason.UPSTREAM_FAILED, "transient", "the server could not answer")
+
+
+def _strings(value: Any) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def stands_in(content: dict[str, Any], place: str) -> bool:
+    """Whether a FHIRPath such as ``Patient.name[0].given`` leads to an element of a body, or to where one is missing."""
+    names = place.split(".")
+    if not _PLACE.match(place) or names[0] != content.get("resourceType"):
+        return False
+    node: Any = content
+    for step in names[1:-1]:
+        name, _, index = step.partition("[")
+        node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, list):
+            number = int(index.rstrip("]") or 0)
+            node = node[number] if number < len(node) else None
+    return isinstance(node, dict)
+
+
+def _unknown(status: int) -> Refused:
+    text = "it is not known whether the server carried this out; read before trying again"
+    return Refused(Denial(status, Reason.OUTCOME_UNKNOWN, "incomplete", text))
 
 
 def not_found() -> Denial:

@@ -11,6 +11,7 @@ from typing import Any
 from fhirshield.fhir.criteria import Criteria, Criterion
 from fhirshield.fhir.interaction import Interaction
 from fhirshield.fhir.path import Path
+from fhirshield.fhir.reference import Literal
 from fhirshield.fhir.scopes import Scopes
 
 
@@ -33,6 +34,14 @@ class Reason(StrEnum):
     UNKNOWN_PARAMETER = "unknown-parameter"
     REVEALING_PARAMETER = "revealing-parameter"
     OUTSIDE_PATIENT = "outside-patient"
+    ACTIVE_TYPE = "active-type"
+    POLICY_INPUT = "policy-input"
+    REFERENCE_NOT_VISIBLE = "reference-not-visible"
+    HIDDEN_PART = "hidden-part"
+    STALE_VERSION = "stale-version"
+    UNKNOWN_ELEMENT = "unknown-element"
+    FACTS_UNAVAILABLE = "facts-unavailable"
+    OUTCOME_UNKNOWN = "outcome-unknown"
     UNKNOWN_TYPE = "unknown-type"
     UNKNOWN_MODIFIER = "unknown-modifier"
     NOT_FOUND = "not-found"
@@ -57,6 +66,8 @@ class Denial:
     diagnostics: str
     headers: tuple[tuple[str, str], ...] = ()
     rule: str = ""
+    expression: tuple[str, ...] = ()
+    """FHIRPaths into the caller's own body."""
 
 
 class Refused(Exception):
@@ -65,6 +76,16 @@ class Refused(Exception):
     def __init__(self, denial: Denial) -> None:
         super().__init__(denial.diagnostics)
         self.denial = denial
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What settings say of an upstream that decisions on writes need."""
+
+    delete_if_match: bool = False
+    """It was shown to honour ``If-Match`` on DELETE."""
+    drop_narrative: bool = False
+    """An update by a caller who may not see narrative drops it; else it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +116,7 @@ class Situation:
     method: str = ""
     url: str = ""
     """The request's URL as clients see it, without its query."""
+    habits: Habits = Habits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +248,42 @@ class TypeView:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """What the upstream has now where a write would go; ``resource`` is None where there is nothing."""
+
+    resource: Any
+    version: str = ""
+    careful: bool = True
+    deep: bool = True
+    named: bool = True
+    """These as in Answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What a permitted write sends, all of it judged."""
+
+    image: Any
+    """The whole new resource; None for a delete."""
+    version: str
+    """The version that was judged; empty where there is nothing yet."""
+    guarded: bool
+    """``If-Match`` binds the write to that version upstream."""
+    creates: bool
+    patients: frozenset[str]
+    """Whom the stored version and the new image are about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A write that was judged but for what it refers to."""
+
+    writing: Writing
+    refers: Mapping[Literal, str]
+    """What it adds references to, and where (FHIRPath)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Permit:
     """Leave to forward one interaction, and how to judge what comes back. Made by ``authorize`` alone."""
 
@@ -253,6 +311,10 @@ class Permit:
     """Digest of the rule set."""
     notes: tuple[str, ...]
     """Conjuncts that are absent by configuration, for the record."""
+    overwrites: bool = False
+    """An update replaces the whole: nothing of the type is hidden from this caller, or nothing of it is shown or redacted."""
+    writing: Writing | None = None
+    """What is written, once it was judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +328,8 @@ class Plan:
     query: tuple[tuple[str, str], ...]
     form: bool
     """Send the query as the body of POST ``_search``."""
+    body: bytes | None = None
+    """FHIR JSON of a write."""
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -284,6 +348,9 @@ class Answer:
     """The body may hold references within extensions."""
     named: bool = True
     """The body may hold URLs of the upstream."""
+    id: str = ""
+    """Of what a write made, where the upstream named it."""
+    version: str = ""
 
 
 @dataclass(slots=True)
@@ -310,6 +377,8 @@ class View:
     reason: Reason
     tally: Tally
     rule: str = ""
+    created: str = ""
+    """The id that a create was given."""
 
 
 @dataclass(frozen=True, slots=True)

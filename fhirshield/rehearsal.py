@@ -13,17 +13,19 @@ from typing import Any
 
 import msgspec
 
-from fhirshield.authorize import authorize
+from fhirshield.authorize import authorize, draft, endorse, may_change
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir import scopes as smart
 from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.reference import Literal
 from fhirshield.fhir.reference_places import extensions
 from fhirshield.forward import not_found
-from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Tally
+from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Stored, Tally
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
 from fhirshield.redact import Redactor
 from fhirshield.redact.body import Withheld
+from fhirshield.redact.written import Written
 from fhirshield.rewrite import rewrite
 from fhirshield.ring import Ring
 from fhirshield.settings import Credential, Upstream
@@ -57,46 +59,78 @@ class Stage:
         ring = Ring(b"rehearsal".ljust(32, b"."))
         self.rules = rules
         self._redact = Redactor(ring)
+        self._written = Written(self._redact, 64)
         self._receive = Receiver(_UPSTREAM, BASE, ring)
 
-    def rehearse(self, principal: Principal, request: str, stored: list[Any], at: dt.datetime) -> Outcome:
-        """``request`` is method and target, below the upstream's path: ``GET /Patient/1``."""
+    def rehearse(self, principal: Principal, request: str, stored: list[Any], at: dt.datetime, body: Any = None) -> Outcome:
+        """``request`` is method and target, below the upstream's path: ``GET /Patient/1``; ``body`` what a write brings."""
         situation: Situation | None = None
         interaction: Interaction | None = None
         try:
-            asked = _request(request, at)
+            asked = _request(request, at, body)
             situation = self._receive.situation(asked)
             interaction = self._receive.interaction(asked)
+            interaction = self._receive.content(interaction, asked)
             permit = authorize(principal, interaction, situation, self.rules)
             if isinstance(permit, Denial):
                 return _refused(permit, interaction, situation)
+            if interaction.writes:
+                permit = self._weighed(permit, stored)
             answer = _answer(permit, stored)
             view = self._redact(answer)
-            body = fhir_json.decode(view.body)
-            return Outcome(view.status, view.reason, view.rule, body, view.tally, interaction, situation, permit)
+            told = fhir_json.decode(view.body) if view.body else None
+            return Outcome(view.status, view.reason, view.rule, told, view.tally, interaction, situation, permit)
         except Withheld as refused:
             denial = refused.denial
             return Outcome(denial.status, refused.reason, denial.rule, None, refused.tally, interaction, situation)
         except Refused as refused:
             return _refused(refused.denial, interaction, situation)
 
+    def _weighed(self, permit: Permit, stored: list[Any]) -> Permit:
+        """What ``shield`` does before a write, on resources at hand. Raises Refused."""
+        interaction = permit.interaction
+        found = {Literal(r.get("resourceType", ""), r.get("id", "")): r for r in stored}
+        there = found.get(Literal(interaction.type, interaction.id)) if interaction.id else None
+        current = Stored(_again(there) if there is not None else None, "1" if there is not None else "")
+        if interaction.kind is not Kind.CREATE and (denial := may_change(permit, current, self.rules)):
+            raise Refused(denial)
+        drafted = draft(permit, current, self._written.image(permit, current), self.rules)
+        if isinstance(drafted, Denial):
+            raise Refused(drafted)
+        decided = endorse(permit, drafted, found, self.rules)
+        if isinstance(decided, Denial):
+            raise Refused(decided)
+        return decided
+
+
+def _again(resource: Any) -> Any:
+    return fhir_json.decode(fhir_json.encode(resource))
+
 
 def _refused(denial: Denial, interaction: Interaction | None, situation: Situation | None) -> Outcome:
     return Outcome(denial.status, denial.reason, denial.rule, None, Tally(), interaction, situation)
 
 
-def _request(text: str, at: dt.datetime) -> Request:
+def _request(text: str, at: dt.datetime, body: Any) -> Request:
     method, _, target = text.partition(" ")
     path, _, query = target.partition("?")
-    return Request(method, (PATH + path).encode(), query.encode(), [], b"", "127.0.0.1", at, "rehearsal")
+    content = b"" if body is None else fhir_json.encode(body)
+    kind = b"application/json-patch+json" if method == "PATCH" else b"application/fhir+json"
+    headers = [(b"content-type", kind)] if content else []
+    return Request(method, (PATH + path).encode(), query.encode(), headers, content, "127.0.0.1", at, "rehearsal")
 
 
 def _answer(permit: Permit, stored: list[Any]) -> Answer:
     interaction = permit.interaction
     plan = rewrite(interaction, permit)
+    if permit.writing is not None:
+        image = permit.writing.image
+        identity = interaction.id or "new"
+        resource: Any = None if image is None else _again({**image, "id": identity})
+        return Answer(plan, 200, {}, resource, careful=True, deep=True, named=True, id=identity)
     if interaction.kind is Kind.SEARCH_TYPE:
         matches = [r for r in stored if r.get("resourceType") == interaction.type] if not permit.nothing else []
-        resource: Any = {
+        resource = {
             "resourceType": "Bundle",
             "type": "searchset",
             "entry": [{"resource": r, "search": {"mode": "match"}} for r in matches],

@@ -21,15 +21,15 @@ _ALWAYS = (
 def refusal(denial: Denial) -> View:
     """A Denial as an OperationOutcome."""
     headers = (("Content-Type", "application/fhir+json; charset=utf-8"), *denial.headers)
-    body = encode(outcome(denial.code, denial.diagnostics))
+    body = encode(outcome(denial.code, denial.diagnostics, expression=denial.expression))
     return View(denial.status, headers, body, denial.reason, Tally(), denial.rule)
 
 
 def preflight() -> View:
     """The answer to a CORS preflight; the origin's headers are added when it leaves."""
     headers = (
-        ("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS"),
-        ("Access-Control-Allow-Headers", "Authorization, Content-Type, Accept, Prefer, If-None-Match, If-Match"),
+        ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        ("Access-Control-Allow-Headers", "Authorization, Content-Type, Accept, Prefer, If-Match"),
         ("Access-Control-Max-Age", "600"),
     )
     return View(204, headers, b"", Reason.PERMITTED, Tally())

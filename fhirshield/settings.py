@@ -115,17 +115,21 @@ class Upstream:
     id_length: int
     introspector: str = ""
     """The issuer that opaque tokens are asked of, or empty."""
+    delete_if_match: bool = False
+    """It was shown to honour ``If-Match`` on DELETE."""
+    hidden_narrative: str = "refuse"
+    """What an update does where narrative is hidden from the writer: ``refuse`` or ``drop``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds in bytes and counts."""
 
-    body: int
-    answer: int
-    depth: int
-    entries: int
-    concurrency: int
+    body: int = 16 << 20
+    answer: int = 64 << 20
+    depth: int = 64
+    entries: int = 1000
+    concurrency: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +301,8 @@ def _upstream(row: Any, public_url: str, folder: Path) -> Upstream:
         origins=tuple(row.get("origins", ())),
         id_length=row.get("id_length", 64),
         introspector=row.get("introspector", ""),
+        delete_if_match=row.get("delete_if_match", False),
+        hidden_narrative=row.get("hidden_narrative", "refuse"),
     )
 
 

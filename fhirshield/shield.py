@@ -2,6 +2,9 @@
 
     receive -> authenticate -> authorize -> rewrite -> forward -> redact -> record -> respond
 
+A write takes three steps more: what it would change and what it names is gathered, the new image is made of what the caller
+sent and what it could not see, and the intent is durable before the upstream acts.
+
 A refusal in any step leaves by the same door, recorded like an answer. An error that no step foresaw is a refusal too.
 """
 
@@ -13,20 +16,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fhirshield.audit import Journal, record
+from fhirshield.audit.intents import content_digest
 from fhirshield.audit.quota import Quota
 from fhirshield.authenticate import Authenticator
-from fhirshield.authorize import authorize
+from fhirshield.authorize import authorize, draft, endorse, may_change
 from fhirshield.describe import Describer
 from fhirshield.errors import Unavailable
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.forward import Forwarder
-from fhirshield.model import Denial, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
+from fhirshield.gather import Gatherer
+from fhirshield.model import Denial, Permit, Principal, Reason, Receipt, Refused, Situation, Stored, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
 from fhirshield.redact import Redactor
 from fhirshield.redact.body import Withheld
+from fhirshield.redact.written import Written
 from fhirshield.respond import preflight, refusal
 from fhirshield.rewrite import rewrite
+from fhirshield.ring import Ring
 
 Respond = Callable[[View, Receipt, Situation, bool], Awaitable[int]]
 """(view, receipt, situation, headers only) -> bytes of body sent"""
@@ -44,6 +51,10 @@ class Story:
     principal: Principal | None = None
     tally: Tally = field(default_factory=Tally)
     reason: Reason | None = None
+    gathered: dict[str, int] = field(default_factory=dict)
+    """What the shield read itself in order to decide: requests by type."""
+    intended: bool = False
+    """A write went, or was about to go, upstream."""
 
     @property
     def head(self) -> bool:
@@ -55,17 +66,20 @@ class Shield:
     """One upstream's exchanges. The parts are built once, in ``app``."""
 
     def __init__(
-        self, receive: Receiver, authenticate: Authenticator, rules: RuleSet, forward: Forwarder, redact: Redactor,
-        describe: Describer, journal: Journal, quota: Quota,
+        self, receive: Receiver, authenticate: Authenticator, rules: RuleSet, gather: Gatherer, forward: Forwarder,
+        redact: Redactor, written: Written, describe: Describer, journal: Journal, quota: Quota, ring: Ring,
     ) -> None:  # fmt: skip
         self._receive = receive
         self._authenticate = authenticate
         self._rules = rules
+        self._gather = gather
         self._forward = forward
         self._redact = redact
+        self._written = written
         self._describe = describe
         self._journal = journal
         self._quota = quota
+        self._ring = ring
 
     async def exchange(self, request: Request, story: Story, respond: Respond) -> None:
         """Serve one request."""
@@ -75,7 +89,11 @@ class Shield:
             if interaction.kind in _PUBLIC:
                 return await self._publish(interaction, situation, story, respond)
             principal = story.principal = await self._authenticate(situation)
+            interaction = story.interaction = self._receive.content(interaction, request)
             permit = _granted(authorize(principal, interaction, situation, self._rules))
+            if interaction.writes:
+                permit = await self._weigh(permit, story)
+                await self._intend(permit, story)
             plan = rewrite(interaction, permit)
             view = self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
             receipt = await self._record(permit, view)
@@ -87,7 +105,30 @@ class Shield:
         except Exception as error:  # noqa: BLE001 - law 2: an error in any check denies; its text may hold data
             _log.error("unforeseen %s in exchange %s at %s", type(error).__name__, request.decision, _place(error))
             denial = Denial(500, Reason.INTERNAL, "exception", "the shield could not decide this request")
-            await self.refuse(denial, story, respond)
+            await self.refuse(_unknown() if story.intended else denial, story, respond)
+
+    async def _weigh(self, permit: Permit, story: Story) -> Permit:
+        """Judge a write by what is stored, what it would become, and what it names; everything is read fresh."""
+        creates = permit.interaction.kind is Kind.CREATE
+        stored = Stored(None) if creates else await self._gather.stored(permit, story.gathered)
+        if not creates and (denial := may_change(permit, stored, self._rules)):
+            raise Refused(denial)
+        image = self._written.image(permit, stored)
+        drafted = draft(permit, stored, image, self._rules)
+        if isinstance(drafted, Denial):
+            raise Refused(drafted)
+        named = await self._gather.named(permit, drafted.refers, story.gathered)
+        return _granted(endorse(permit, drafted, named, self._rules))
+
+    async def _intend(self, permit: Permit, story: Story) -> None:
+        """No write reaches the upstream before its intent is durable (law 3)."""
+        assert permit.writing is not None
+        digest = content_digest(permit.writing.image, self._ring.digest)
+        try:
+            await self._journal.record(record.intended(permit, digest, story.gathered), permit.situation.decision)
+        except Unavailable:
+            raise Refused(_unrecorded()) from None
+        story.intended = True
 
     async def _record(self, permit: Permit, view: View) -> Receipt:
         entry = record.released(permit, view)
@@ -95,7 +136,7 @@ class Shield:
             return await self._journal.record(entry, permit.situation.decision)
         except Unavailable:
             self._journal.note({**entry, "outcome": "not released"})
-            raise Refused(_unrecorded()) from None
+            raise Refused(_unknown() if permit.interaction.writes else _unrecorded()) from None
 
     async def _publish(self, interaction: Interaction, situation: Situation, story: Story, respond: Respond) -> None:
         if interaction.kind is Kind.CAPABILITIES:
@@ -117,12 +158,14 @@ class Shield:
         try:
             if story.principal is not None:
                 entry = record.denied(story.situation, story.interaction, story.principal, denial, story.tally, reason)
+                entry |= {} if story.intended else record.asked(story.gathered)
                 receipt = await self._journal.record(entry, story.situation.decision)
             else:
                 entry = record.anonymous(story.situation, story.interaction, denial.status, reason)
                 receipt = await self._quota.record(entry, story.situation)
         except Unavailable:
-            denial, receipt = _unrecorded(), self._journal.counted(story.situation.decision)
+            denial = _unknown() if story.intended else _unrecorded()
+            receipt = self._journal.counted(story.situation.decision)
         await self._respond(refusal(denial), receipt, story, respond)
 
     async def _respond(self, view: View, receipt: Receipt, story: Story, respond: Respond) -> None:
@@ -144,6 +187,11 @@ def _granted(decision: Permit | Denial) -> Permit:
 def _unrecorded() -> Denial:
     text = "this request cannot be recorded at the moment, so it is not answered"
     return Denial(503, Reason.JOURNAL_UNAVAILABLE, "transient", text, (("Retry-After", "5"),))
+
+
+def _unknown() -> Denial:
+    text = "it is not known whether this was carried out; read before trying again"
+    return Denial(500, Reason.OUTCOME_UNKNOWN, "incomplete", text)
 
 
 def _place(error: BaseException) -> str:

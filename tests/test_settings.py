@@ -221,6 +221,29 @@ async def _id_length(folder: Path) -> None:
     assert await status(folder, {"upstreams": [{"id_length": 3}]}) == 400
 
 
+async def written(folder: Path, settings: Any, method: str, rules: Any, body: Any = None) -> int:
+    """The status of one write by a caller of these rules."""
+    folder.mkdir(exist_ok=True)
+    async with world(folder, rules, settings) as here:
+        headers = {"Content-Type": "application/json-patch+json"} if body else {}
+        content = json.dumps(body) if body else None
+        token = here.token("user/*.cruds", roles=["nurse"])
+        return (await here.ask("/Patient/pat-1", token, method, data=content, headers=headers)).status
+
+
+async def _delete_if_match(folder: Path) -> None:
+    assert await written(folder, {}, "DELETE", OPEN) == 403
+    assert await written(folder / "b", {"upstreams": [{"delete_if_match": True}]}, "DELETE", OPEN) == 204
+
+
+async def _hidden_narrative(folder: Path) -> None:
+    hides = {"resources": ["Patient"], "path": "$.birthDate", "with": "remove"}
+    rules = merged(OPEN, {"rules": [{"redact": [hides]}]})
+    patch = [{"op": "add", "path": "/active", "value": True}]
+    assert await written(folder, {"upstreams": [{"hidden_narrative": "refuse"}]}, "PATCH", rules, patch) == 403
+    assert await written(folder / "b", {"upstreams": [{"hidden_narrative": "drop"}]}, "PATCH", rules, patch) == 200
+
+
 async def _rules(folder: Path) -> None:
     (folder / "others.yaml").write_text("rules: []")
     assert await status(folder, {"rules": "others.yaml"}) == 403
@@ -398,6 +421,8 @@ EFFECTS: dict[str, Effect] = {
     "upstreams.[].audience": _audience,
     "upstreams.[].origins": _origins,
     "upstreams.[].id_length": _id_length,
+    "upstreams.[].delete_if_match": _delete_if_match,
+    "upstreams.[].hidden_narrative": _hidden_narrative,
     "rules": _rules,
     "audit.journal": _written({"audit": {"journal": "other"}}, "other/journal-00000001.log"),
     "audit.key_file": _written({"audit": {"key_file": "other.key"}}, "other.key"),

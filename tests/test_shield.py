@@ -80,9 +80,8 @@ async def test_only_what_is_needed_travels_upstream(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "method", "status", "reason"),
     [
-        ("/Patient/pat-1", "DELETE", 405, "not-served"),
-        ("/Patient", "POST", 405, "not-served"),
-        ("/Patient/pat-1", "PUT", 405, "not-served"),
+        ("/Patient/pat-1", "DELETE", 403, "no-rule"),
+        ("/Patient", "POST", 415, "malformed-request"),
         ("/Patient/pat-1/$everything", "GET", 405, "not-served"),
         ("/Patient/pat-1/_history", "GET", 405, "not-served"),
         ("/Patient/pat-1/Observation", "GET", 405, "not-served"),
@@ -273,7 +272,15 @@ async def test_metadata_and_smart_configuration_are_public_and_ours(tmp_path: Pa
         document = statement.json
         assert document["implementation"]["url"] == here.base
         rows = {row["type"]: row for row in document["rest"][0]["resource"]}
-        assert {i["code"] for i in rows["Patient"]["interaction"]} == {"read", "vread", "search-type"}
+        assert {i["code"] for i in rows["Patient"]["interaction"]} == {
+            "read",
+            "vread",
+            "search-type",
+            "create",
+            "update",
+            "patch",
+            "delete",
+        }
         uris = document["rest"][0]["security"]["extension"][0]["extension"]
         assert {"url": "token", "valueUri": f"{here.issuer.url}/token"} in uris
         smart = (await here.ask("/.well-known/smart-configuration")).json

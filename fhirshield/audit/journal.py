@@ -20,7 +20,9 @@ from typing import Any
 import msgspec
 
 from fhirshield.audit import chain
+from fhirshield.audit.intents import Intents
 from fhirshield.errors import Unavailable
+from fhirshield.fhir.interaction import WRITES
 from fhirshield.model import Receipt
 
 SEGMENT = 64 << 20
@@ -69,6 +71,8 @@ class Journal:
         self._mac = chain.GENESIS
         self._count = 0
         self._published = -1
+        self.intents = Intents()
+        """Writes whose outcome is not recorded."""
         self.syncs = 0
         """fdatasyncs so far."""
         self.failing = False
@@ -96,6 +100,7 @@ class Journal:
             if parts is not None:
                 self._mac = parts[0]
                 self._count += 1
+                self.intents.read(parts[1])
         if last and len(whole) < len(raw):
             with open(path, "r+b") as stream:
                 stream.truncate(len(whole))
@@ -127,7 +132,10 @@ class Journal:
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         self._waiting.append((_encode(entry), decision, future))
         self._kick()
-        return await future
+        receipt = await future
+        if "interaction" not in entry or entry["interaction"] in WRITES:
+            self.intents.saw(entry)
+        return receipt
 
     def note(self, entry: dict[str, Any]) -> None:
         """Append one record that nobody waits for: with the next group, or after a short while."""

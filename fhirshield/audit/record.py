@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fhirshield.fhir.interaction import Interaction
@@ -16,7 +17,28 @@ def released(permit: Permit, view: View) -> dict[str, Any]:
     entry = _exchange(permit.situation, permit.interaction, permit.principal)
     entry |= {"outcome": "released", "status": view.status, "reason": view.reason.value}
     entry |= {"rules": permit.rules, "notes": list(permit.notes)} | _counts(view.tally)
+    if view.created:
+        entry["id"] = view.created
     return entry | ({"rule": view.rule} if view.rule else {})
+
+
+def intended(permit: Permit, digest: str, gathered: Mapping[str, int]) -> dict[str, Any]:
+    """The record of a write that is about to go upstream: what, over which version, and a keyed digest of the new content."""
+    writing = permit.writing
+    assert writing is not None
+    entry = _exchange(permit.situation, permit.interaction, permit.principal)
+    entry |= {"outcome": "intended", "rules": permit.rules, "patients": sorted(writing.patients), "creates": writing.creates}
+    return entry | {"over": writing.version, "content": digest} | asked(gathered)
+
+
+def recovered(decision: str, time: str, result: str, found: Mapping[str, str]) -> dict[str, Any]:
+    """The record of what became of a write whose outcome was not known: ``carried out`` or ``not carried out``."""
+    return {"v": VERSION, "decision": decision, "time": time, "outcome": "recovered", "result": result, **found}
+
+
+def asked(gathered: Mapping[str, int]) -> dict[str, Any]:
+    """What the shield read itself in order to decide, under its own name: requests by type."""
+    return {"gathered": {"by": "fhirshield", "requests": dict(gathered)}} if gathered else {}
 
 
 def denied(

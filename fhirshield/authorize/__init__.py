@@ -5,5 +5,6 @@ scopes and rules of one kind of caller, by resource type.
 """
 
 from fhirshield.authorize.caller import authorize
+from fhirshield.authorize.writing import draft, endorse, may_change
 
-__all__ = ["authorize"]
+__all__ = ["authorize", "draft", "endorse", "may_change"]

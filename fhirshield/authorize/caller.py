@@ -10,7 +10,7 @@ import hashlib
 
 from fhirshield.authorize import parameters as asked
 from fhirshield.authorize.resource import judge_for
-from fhirshield.authorize.standing import Standing, TypeStanding, standing
+from fhirshield.authorize.standing import ACTIVE_TYPES, RULE_LETTERS, Standing, TypeStanding, standing
 from fhirshield.fhir import criteria as fhir_criteria
 from fhirshield.fhir.criteria import PINNED, Criteria, Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
@@ -20,8 +20,6 @@ from fhirshield.policy.compile import RuleSet
 
 NOTES = ("consent not configured", "labels not configured")
 """Conjuncts that this version does not have; every record says so."""
-
-_RULE_LETTERS = {"read": "r", "vread": "v", "search": "s"}
 
 
 def authorize(principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:
@@ -33,7 +31,12 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     if found is None:
         return Denial(404, Reason.UNKNOWN_TYPE, "not-supported", f"`{interaction.type}` is not a resource type of R4")
     denial = (
-        _scope(found, interaction) or _denied(found, interaction) or _allowed(found, interaction) or _version(found, interaction)
+        _active(found, interaction)
+        or _scope(found, interaction)
+        or _denied(found, interaction)
+        or _allowed(found, interaction)
+        or _version(found, interaction)
+        or _unseen(found, interaction, situation)
     )
     if denial:
         return denial
@@ -49,7 +52,7 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         principal=principal,
         interaction=interaction,
         situation=situation,
-        judge=judge_for(stand, principal.patient, rules.modifier_extensions, _RULE_LETTERS[interaction.rule_name]),
+        judge=judge_for(stand, principal.patient, rules.modifier_extensions, _reading_letter(interaction)),
         view=lambda name: _known(stand, name).view,
         sees_everything=stand.naming.all_open and not stand.applied.redact,
         narrow=narrow,
@@ -58,7 +61,23 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         binding=binding,
         rules=rules.digest,
         notes=NOTES,
+        overwrites=interaction.writes and _overwrites(stand, found),
     )
+
+
+def _reading_letter(interaction: Interaction) -> str:
+    """What rules call the way in which an answer is seen: what a write gives back is seen as a read would show it."""
+    return "r" if interaction.writes else RULE_LETTERS[interaction.rule_name]
+
+
+def _overwrites(stand: Standing, found: TypeStanding) -> bool:
+    """Whether there is no view to merge an update with: the caller sees everything, or was given no way to see the type."""
+    if stand.applied.redact:
+        return False
+    if stand.naming.all_open and not found.view.silent:
+        return True
+    granted = any("r" in row.letters or "s" in row.letters for row in found.scopes)
+    return not (granted and any(set(row.letters) & set("rvs") for row in found.allows))
 
 
 def _binding(principal: Principal, situation: Situation, rules: RuleSet) -> str:
@@ -94,18 +113,40 @@ def _scope(found: TypeStanding, interaction: Interaction) -> Denial | None:
 
 
 def _denied(found: TypeStanding, interaction: Interaction) -> Denial | None:
-    letter = _RULE_LETTERS[interaction.rule_name]
+    letter = RULE_LETTERS[interaction.rule_name]
     by = found.withheld_by or next((r.rule.id for r in found.denies if r.judge is None and letter in r.letters), "")
     text = f"{interaction.rule_name} of {interaction.type} is denied to this caller"
     return Denial(403, Reason.DENIED_BY_RULE, "forbidden", text, rule=by) if by else None
 
 
 def _allowed(found: TypeStanding, interaction: Interaction) -> Denial | None:
-    letter = _RULE_LETTERS[interaction.rule_name]
+    letter = RULE_LETTERS[interaction.rule_name]
     if any(letter in row.letters for row in found.allows):
         return None
     text = f"no rule allows {interaction.rule_name} of {interaction.type} to this caller"
     return Denial(403, Reason.NO_RULE, "forbidden", text)
+
+
+def _active(found: TypeStanding, interaction: Interaction) -> Denial | None:
+    if not interaction.writes or found.type not in ACTIVE_TYPES:
+        return None
+    letter, verb = interaction.letter, RULE_LETTERS[interaction.rule_name]
+    named = any(letter in row.letters for row in found.scopes) and any(verb in row.letters for row in found.allows)
+    if found.type == "Subscription" or not named:
+        text = f"{found.type} makes the server act"
+        how = "is not written here" if found.type == "Subscription" else "is written only under a scope and a rule that name it"
+        return Denial(403, Reason.ACTIVE_TYPE, "forbidden", f"{text}: it {how}")
+    return None
+
+
+def _unseen(found: TypeStanding, interaction: Interaction, situation: Situation) -> Denial | None:
+    """A delete that may hit what the caller did not see needs a rule that says so."""
+    if interaction.kind is not Kind.DELETE or (situation.habits.delete_if_match and not found.view.marked):
+        return None
+    if any("d" in row.letters and row.rule.allow and row.rule.allow.delete_unseen for row in found.allows):
+        return None
+    text = f"no rule allows this caller to delete {found.type} without having seen all of the version that is deleted"
+    return Denial(403, Reason.HIDDEN_PART, "forbidden", text)
 
 
 def _version(found: TypeStanding, interaction: Interaction) -> Denial | None:
@@ -132,7 +173,7 @@ def _narrow(found: TypeStanding, interaction: Interaction, principal: Principal)
     if interaction.letter != "s":
         return (), False
     scopes = [row for row in found.scopes if "s" in row.letters]
-    letter = _RULE_LETTERS[interaction.rule_name]
+    letter = RULE_LETTERS[interaction.rule_name]
     rows = [row for row in found.allows if letter in row.letters]
     narrow: list[Criterion] = []
     if all(row.limited for row in scopes) and not found.open_to_all:

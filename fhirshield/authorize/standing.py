@@ -19,6 +19,16 @@ from fhirshield.model import Naming, Obligation, TypeView
 from fhirshield.policy.compile import Applied
 from fhirshield.policy.rule import Rule
 
+ACTIVE_TYPES = frozenset(
+    {
+        "ActivityDefinition", "CapabilityStatement", "CodeSystem", "CompartmentDefinition", "ConceptMap", "Endpoint",
+        "EventDefinition", "GraphDefinition", "ImplementationGuide", "Library", "Measure", "MessageDefinition", "MessageHeader",
+        "NamingSystem", "OperationDefinition", "PlanDefinition", "SearchParameter", "StructureDefinition", "StructureMap",
+        "Subscription", "TerminologyCapabilities", "ValueSet",
+    }
+)  # fmt: skip
+"""Types that make a server act, or change what its searches and validations mean; never written through a wildcard."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScopeRow:
@@ -37,7 +47,7 @@ class RuleRow:
 
     rule: Rule
     letters: str
-    """Of ``r`` (read), ``v`` (vread), ``s`` (search)."""
+    """Of ``r`` (read), ``v`` (vread), ``s`` (search), ``c`` (create), ``u`` (update), ``p`` (patch), ``d`` (delete)."""
     selector: Criteria
     judge: Judge | None
 
@@ -121,7 +131,12 @@ class Standing:
 
     def _scope_rows(self, name: str) -> tuple[ScopeRow, ...]:
         return tuple(
-            ScopeRow(s, s.permissions, s.context == "patient", self._judge(s.criteria, name) if s.criteria else None)
+            ScopeRow(
+                s,
+                s.permissions.translate(_WRITING) if s.type == "*" and name in ACTIVE_TYPES else s.permissions,
+                s.context == "patient",
+                self._judge(s.criteria, name) if s.criteria else None,
+            )
             for s in self.scopes
             if s.covers(name)
         )
@@ -131,10 +146,11 @@ class Standing:
         for rule in self.applied.allow if allow else self.applied.deny:
             grant = rule.allow if allow else rule.deny
             assert grant is not None
-            letters = "".join(letter for verb, letter in _LETTERS if verb in grant.interactions)
+            letters = "".join(letter for verb, letter in RULE_LETTERS.items() if verb in grant.interactions)
             for selector in grant.of(name):
                 judge = self._judge(selector, name) if selector.items else None
-                rows.append(RuleRow(rule, letters, selector, judge))
+                wild = allow and selector.type == "*" and name in ACTIVE_TYPES
+                rows.append(RuleRow(rule, letters.translate(_WRITING) if wild else letters, selector, judge))
         return tuple(rows)
 
     def _judge(self, selector: Criteria, name: str = "") -> Judge:
@@ -188,7 +204,8 @@ class Standing:
         return scoped and any(row.judge is None and "r" in row.letters for row in allows)
 
 
-_LETTERS = (("read", "r"), ("vread", "v"), ("search", "s"))
+RULE_LETTERS = {"read": "r", "vread": "v", "search": "s", "create": "c", "update": "u", "patch": "p", "delete": "d"}
+_WRITING = str.maketrans("", "", "cupd")
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,7 @@
 """Audit: read the journal, and prove that it is whole.
 
     fhirshield audit tail var/audit            the last records, as JSON lines
+    fhirshield audit intents var/audit         writes that have no outcome, as JSON lines
     fhirshield audit verify var/audit --key var/journal.key --witness var/witness.ndjson
 
 Verification recomputes the chain under its key and holds it against the heads that were published at the witness: what is
@@ -14,6 +15,7 @@ import json
 from pathlib import Path
 
 from fhirshield.audit import chain
+from fhirshield.audit.intents import intents_of
 from fhirshield.audit.journal import segments_of, verify
 from fhirshield.ring import load_key
 
@@ -24,6 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     tail = commands.add_parser("tail", help="print the last records as JSON lines")
     tail.add_argument("journal", type=Path)
     tail.add_argument("-n", "--number", type=int, default=10, help="how many (default 10)")
+    intents = commands.add_parser("intents", help="print the writes that have no outcome as JSON lines")
+    intents.add_argument("journal", type=Path)
     check = commands.add_parser("verify", help="prove the chain")
     check.add_argument("journal", type=Path)
     check.add_argument("--key", type=Path, help="default: journal.key beside the journal")
@@ -36,6 +40,10 @@ def run(options: argparse.Namespace) -> int:
     if options.action == "tail":
         for text in _last(options.journal, options.number):
             print(text)
+        return 0
+    if options.action == "intents":
+        for entry in intents_of(segments_of(options.journal)).open.values():
+            print(json.dumps(entry))
         return 0
     beside = options.journal.parent
     secret, _ = load_key(options.key or beside / "journal.key")

@@ -118,7 +118,7 @@ def rehearse(stage: Stage, suite: Suite, test: dict[str, Any]) -> Outcome:
             raise OperatorError([Fault(where, test["name"], f"no principal `{test['principal']}`", "add it to `principals`")])
     stored = [*suite.value.get("stored", ()), *test.get("stored", ())]
     at = dt.datetime.fromisoformat(test.get("at", "2026-01-05T10:00")).replace(tzinfo=dt.UTC)
-    return stage.rehearse(principal_from(row), test["request"], stored, at)
+    return stage.rehearse(principal_from(row), test["request"], stored, at, test.get("body"))
 
 
 def compare(outcome: Outcome, expect: dict[str, Any]) -> Iterator[str]:

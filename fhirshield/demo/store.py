@@ -1,4 +1,4 @@
-"""A small FHIR R4 store in memory: read, vread, type search with paging by offset, capabilities. For demo and tests.
+"""A small FHIR R4 store in memory: read, vread, writes, history, search with paging by offset. For demo and tests.
 
 It answers as a plain server does, checks no token, and keeps the text of each resource, so that decimals leave as they came.
 """
@@ -51,27 +51,41 @@ class Store:
         self._page = page
         self._texts: dict[str, dict[str, str]] = {}
         self._parsed: dict[str, dict[str, Resource]] = {}
+        self._versions: dict[tuple[str, str], list[str | None]] = {}
+        """All versions of a resource, the first first; None for a deletion."""
+        self._made = 0
 
-    def put(self, text: str) -> None:
+    def put(self, text: str, version: str = "1") -> None:
         """Keep one resource, as text; ``meta`` gets a version and a time."""
         parsed: Resource = json.loads(text)
         kind, identity = parsed["resourceType"], parsed["id"]
-        meta = {"versionId": "1", "lastUpdated": LAST_UPDATED, **parsed.get("meta", {})}
+        meta = {"versionId": version, "lastUpdated": LAST_UPDATED, **parsed.get("meta", {})}
         if "meta" not in parsed:
             head = f'"id":{json.dumps(identity)}'
             compact = text.replace(f'"id": {json.dumps(identity)}', head, 1)
             text = compact.replace(head, f'{head},"meta":{json.dumps(meta)}', 1)
         else:
-            parsed["meta"] = meta
-            text = json.dumps(parsed)
+            text = _with(text, {"meta": meta})
         parsed["meta"] = meta
         self._texts.setdefault(kind, {})[identity] = text
         self._parsed.setdefault(kind, {})[identity] = parsed
+        if version == "1":
+            self._versions[kind, identity] = [text]
 
     def load(self, resources: list[Resource]) -> None:
         """Keep many."""
         for resource in resources:
             self.put(json.dumps(resource))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._texts.clear()
+        self._parsed.clear()
+        self._versions.clear()
+
+    def everything(self) -> list[Resource]:
+        """All resources as they are now."""
+        return [resource for by_id in self._parsed.values() for resource in by_id.values()]
 
     # --- ASGI -----------------------------------------------------------------------------------------------------
 
@@ -87,9 +101,14 @@ class Store:
                 break
         segments = [part for part in scope["path"].split("/") if part][1:]
         query = parse_qsl(scope["query_string"].decode(), keep_blank_values=True)
-        if scope["method"] == "POST":
-            query += parse_qsl(body.decode(), keep_blank_values=True)
-        status, text, headers = self.answer(segments, query)
+        method = scope["method"]
+        if method in {"PUT", "DELETE"} or (method == "POST" and segments[1:] != ["_search"]):
+            given = {name.decode(): value.decode() for name, value in scope["headers"]}
+            status, text, headers = self.write(method, segments, body.decode(), given)
+        else:
+            if method == "POST":
+                query += parse_qsl(body.decode(), keep_blank_values=True)
+            status, text, headers = self.answer(segments, query)
         fields = [(b"content-type", JSON.encode()), (b"x-powered-by", b"demo store"), *headers]
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": text.encode()})
@@ -100,10 +119,73 @@ class Store:
             return 200, json.dumps(self._metadata()), []
         if len(segments) == 1 or segments[1:] == ["_search"]:
             return self._search(segments[0], query)
-        found = self._texts.get(segments[0], {}).get(segments[1]) if len(segments) > 1 else None
-        if found is None or segments[2:] not in ([], ["_history", "1"]):
+        if segments[-1] == "_history":
+            return self._history(segments)
+        found, version = self._version(segments)
+        if found is None:
             return 404, _outcome("not-found", f"Resource {'/'.join(segments)} is not known"), []
-        return 200, found, [(b"etag", b'W/"1"'), (b"last-modified", b"Thu, 01 Jan 2026 00:00:00 GMT")]
+        etag = (b"etag", f'W/"{version}"'.encode())
+        return 200, found, [etag, (b"last-modified", b"Thu, 01 Jan 2026 00:00:00 GMT")]
+
+    def _version(self, segments: list[str]) -> tuple[str | None, int]:
+        versions = self._versions.get((segments[0], segments[1]), [])
+        if len(segments) == 2:
+            return (versions[-1] if versions else None), len(versions)
+        if len(segments) == 4 and segments[2] == "_history" and segments[3].isdigit():
+            number = int(segments[3])
+            return (versions[number - 1] if 0 < number <= len(versions) else None), number
+        return None, 0
+
+    def _history(self, segments: list[str]) -> tuple[int, str, list[tuple[bytes, bytes]]]:
+        """Newest first, of one resource or of a type."""
+        wanted = [key for key in self._versions if list(key)[: len(segments) - 1] == segments[:-1]]
+        if not wanted and len(segments) == 3:
+            return 404, _outcome("not-found", "no such resource"), []
+        entries = []
+        for kind, identity in wanted:
+            versions = self._versions[kind, identity]
+            for number in range(len(versions), 0, -1):
+                text = versions[number - 1]
+                request = {"method": "DELETE" if text is None else "PUT", "url": f"{kind}/{identity}"}
+                entry: Resource = {"fullUrl": f"{self.base}/{kind}/{identity}", "request": request}
+                entry["response"] = {"status": "200", "etag": f'W/"{number}"'}
+                entries.append(json.dumps(entry)[:-1] + (f',"resource":{text}}}' if text is not None else "}"))
+        return 200, '{"resourceType":"Bundle","type":"history","entry":[' + ",".join(entries) + "]}", []
+
+    def write(
+        self, method: str, segments: list[str], body: str, headers: dict[str, str]
+    ) -> tuple[int, str, list[tuple[bytes, bytes]]]:
+        """Create, update (creating what is not there) and delete; ``If-Match`` is honoured."""
+        parsed: Resource = json.loads(body) if body else {}
+        if method == "POST":
+            self._made += 1
+            segments = [segments[0], f"made-{self._made}"]
+            while (segments[0], segments[1]) in self._versions:
+                self._made += 1
+                segments[1] = f"made-{self._made}"
+        if len(segments) != 2 or (method != "DELETE" and parsed.get("resourceType") != segments[0]):
+            return 400, _outcome("invalid", "not a write that this server knows"), []
+        kind, identity = segments
+        versions = self._versions.setdefault((kind, identity), [])
+        current = len(versions) if versions and versions[-1] is not None else 0
+        wanted = headers.get("if-match", "").removeprefix("W/").strip('"')
+        if wanted and wanted != str(current):
+            return 412, _outcome("conflict", f"the version is {current}, not {wanted}"), []
+        if method == "DELETE":
+            if current:
+                versions.append(None)
+                del self._texts[kind][identity], self._parsed[kind][identity]
+            return 204, "", []
+        number = str(len(versions) + 1)
+        meta = {**parsed.get("meta", {}), "versionId": number, "lastUpdated": LAST_UPDATED}
+        text = _with(body, {"id": identity, "meta": meta})
+        self.put(text, number)
+        versions[int(number) - 1 :] = [self._texts[kind][identity]]
+        where = f"{self.base}/{kind}/{identity}/_history/{number}"
+        fields = [(b"etag", f'W/"{number}"'.encode()), (b"location", where.encode())]
+        if headers.get("prefer") == "return=minimal":
+            return (200 if current else 201), "", fields
+        return (200 if current else 201), self._texts[kind][identity], fields
 
     def _search(self, kind: str, query: list[tuple[str, str]]) -> tuple[int, str, list[tuple[bytes, bytes]]]:
         criteria = [(n, v) for n, v in query if n not in {"_count", "_sort", "_offset", "_format", "_pretty"}]
@@ -132,7 +214,7 @@ class Store:
         return 200, head + (f',"entry":[{",".join(entries)}]' if entries else "") + "}", []
 
     def _metadata(self) -> Resource:
-        interactions = [{"code": code} for code in ("read", "vread", "search-type", "create", "delete")]
+        interactions = [{"code": code} for code in ("read", "vread", "search-type", "create", "update", "delete")]
         parameters = [{"name": name, "type": kind} for name, (_, kind) in PATHS.items()]
         rows = [{"type": kind, "interaction": interactions, "searchParam": parameters} for kind in sorted(self._texts)]
         return {
@@ -145,6 +227,34 @@ class Store:
             "format": ["json"],
             "rest": [{"mode": "server", "resource": rows}],
         }
+
+
+class _Number(float):
+    """A number that is written as it was read."""
+
+    def __new__(cls, text: str) -> _Number:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _with(body: str, members: Resource) -> str:
+    """A resource's text with some members set; its numbers keep their digits."""
+    parsed = json.loads(body, parse_float=_Number)
+    return _written({**parsed, **members})
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(name)}:{_written(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    return value.text if isinstance(value, _Number) else json.dumps(value)
 
 
 def _sort_key(path: str) -> Callable[[Resource], str]:

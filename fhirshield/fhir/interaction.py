@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from fhirshield.fhir.page import Page, Parameter
 
@@ -39,11 +40,33 @@ RULE_NAMES = {
     Kind.VREAD: "vread",
     Kind.SEARCH_TYPE: "search",
     Kind.PAGE: "search",
+    Kind.CREATE: "create",
+    Kind.UPDATE: "update",
+    Kind.PATCH: "patch",
+    Kind.DELETE: "delete",
 }
 """What rules call the interactions that are served."""
 
-SCOPE_LETTERS = {Kind.READ: "r", Kind.VREAD: "r", Kind.SEARCH_TYPE: "s", Kind.PAGE: "s"}
-"""The SMART 2.2 permission that each interaction needs."""
+SCOPE_LETTERS = {
+    Kind.READ: "r",
+    Kind.VREAD: "r",
+    Kind.SEARCH_TYPE: "s",
+    Kind.PAGE: "s",
+    Kind.CREATE: "c",
+    Kind.UPDATE: "u",
+    Kind.PATCH: "u",
+    Kind.DELETE: "d",
+}
+"""The SMART 2.2 permission that each interaction needs; an update that creates needs ``c`` too."""
+WRITES = frozenset({Kind.CREATE, Kind.UPDATE, Kind.PATCH, Kind.DELETE})
+
+
+class Return(StrEnum):
+    """What a writer prefers to get back (RFC 7240 ``return``, FHIR R4 §3.1.0.1.6)."""
+
+    REPRESENTATION = "representation"
+    MINIMAL = "minimal"
+    OUTCOME = "OperationOutcome"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +87,21 @@ class Interaction:
     """Answer with headers only."""
     compartment: str = ""
     """``Patient/123`` of a compartment search."""
+    content: Any = None
+    """What a write brings: a resource, or the operations of a JSON Patch; in the upstream's terms."""
+    if_match: str = ""
+    """The version that a write insists on, as this caller was told it."""
+    answer: Return = Return.REPRESENTATION
 
     @property
     def letter(self) -> str:
         """``r`` or ``s``; empty for what is not served."""
         return SCOPE_LETTERS.get(self.kind, "")
+
+    @property
+    def writes(self) -> bool:
+        """Whether it would change what is stored."""
+        return self.kind in WRITES
 
     @property
     def rule_name(self) -> str:

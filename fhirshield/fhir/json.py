@@ -7,6 +7,7 @@ another reader may keep the first.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -25,6 +26,9 @@ class ExactDecimal(Decimal):
         made = super().__new__(cls, text)
         made.text = text.encode()
         return made
+
+    def __deepcopy__(self, memo: object) -> ExactDecimal:
+        return self
 
 
 def _decimal(text: str) -> Decimal:
@@ -64,14 +68,23 @@ def decode(body: bytes, depth: int = 64) -> Any:
     return value
 
 
+MOST_STRING = 1 << 20
+"""Characters of a string (FHIR R4 §2.24.0.1); base64 may be longer."""
+
+
 def decode_strictly(body: bytes, depth: int) -> Any:
-    """The same for a caller's body: no deeper than ``depth``, and no control characters in strings.
+    """The same for a caller's body: no deeper than ``depth``, strings no longer than R4 allows and without control characters.
 
     Raises MalformedFhir.
     """
     value = decode(body, depth)
     _walk(value, depth, _check_text)
     return value
+
+
+def check_depth(value: Any, depth: int) -> None:
+    """Raises MalformedFhir for a value with more levels."""
+    _walk(value, depth, lambda text: None)
 
 
 def _walk(value: Any, depth: int, check: Callable[[str], None]) -> None:
@@ -110,7 +123,23 @@ def _surely_flat(body: bytes, rounds: int) -> bool:
     return not left
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON, the order of names aside; decimals are compared by their digits."""
+    if type(one) is dict:
+        return type(other) is dict and one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if type(one) is list:
+        return type(other) is list and len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, Decimal) or isinstance(other, Decimal):
+        return isinstance(one, Decimal) and isinstance(other, Decimal) and encode(one) == encode(other)
+    return type(one) is type(other) and bool(one == other)
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*\Z")
+
+
 def _check_text(text: str) -> None:
+    if len(text) > MOST_STRING and not _BASE64.match(text):
+        raise MalformedFhir(f"a string longer than {MOST_STRING} characters (FHIR R4 string)")
     if not text.isprintable() and any(ord(char) < 32 and char not in "\t\r\n" for char in text):
         raise MalformedFhir("a control character in a string (FHIR R4 string)")
 

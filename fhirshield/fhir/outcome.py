@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def outcome(code: str, diagnostics: str, *, severity: str = "error") -> dict[str, Any]:
-    """One issue; ``code`` is from issue-type, ``diagnostics`` is text that names no data."""
-    return {
-        "resourceType": "OperationOutcome",
-        "issue": [{"severity": severity, "code": code, "diagnostics": diagnostics}],
-    }
+def outcome(code: str, diagnostics: str, *, severity: str = "error", expression: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One issue; ``code`` is from issue-type, ``diagnostics`` is text that names no data, ``expression`` FHIRPaths."""
+    issue: dict[str, Any] = {"severity": severity, "code": code, "diagnostics": diagnostics}
+    if expression:
+        issue["expression"] = list(expression)
+    return {"resourceType": "OperationOutcome", "issue": [issue]}

@@ -313,6 +313,21 @@ def _json_type(name: str) -> str:
     return "number" if name in {"decimal", "integer", "positiveInt", "unsignedInt"} else "string"
 
 
+def reads(expression: Any_Expression) -> tuple[frozenset[str], frozenset[str]]:
+    """The first names that a filter reads: of the entry that it tests, and of the resource."""
+    if isinstance(expression, AnyOf | AllOf):
+        parts = [reads(item) for item in expression.items]
+        return frozenset().union(*(p[0] for p in parts)), frozenset().union(*(p[1] for p in parts))
+    queries = [expression.query] if isinstance(expression, Exists) else [expression.left, expression.right]
+    entry: set[str] = set()
+    root: set[str] = set()
+    for query in queries:
+        first = query.segments[0] if isinstance(query, Query) and query.segments else None
+        if isinstance(query, Query) and isinstance(first, Name):
+            (entry if query.relative else root).update(first.names)
+    return frozenset(entry), frozenset(root)
+
+
 # --- filters as predicates ------------------------------------------------------------------------------------------
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {

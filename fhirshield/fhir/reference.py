@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import urlsplit
 
 from fhirshield.fhir.definitions import resource_types
 
@@ -36,3 +38,23 @@ def literal(text: object, bases: tuple[str, ...] = ()) -> Literal | None:
     if found is None or found[1] not in resource_types():
         return None
     return Literal(found[1], found[2])
+
+
+@lru_cache(maxsize=64)
+def _pattern(url: str) -> re.Pattern[bytes]:
+    """A base URL in text: scheme and host in any case, the default port said or not, and no longer path."""
+    parts = urlsplit(url)
+    port = {"http": 80, "https": 443}[parts.scheme] if parts.port is None else parts.port
+    said = rf"(?::{port})?" if port in {80, 443} else f":{port}"
+    host = re.escape(parts.hostname or "")
+    host = rf"\[{host}\]" if ":" in (parts.hostname or "") else host
+    text = rf"(?i:{parts.scheme}://{host}){said}{re.escape(parts.path)}(?![A-Za-z0-9._~%-])"
+    return re.compile(text.encode())
+
+
+def rebased(content: bytes, old: str, new: str) -> bytes:
+    """Text in which absolute URLs below one base stand below another, whatever follows the base."""
+    if old == new:
+        return content
+    url = new.encode()
+    return _pattern(old).sub(lambda _: url, content)

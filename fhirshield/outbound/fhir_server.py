@@ -40,12 +40,14 @@ class FhirServer:
         query: tuple[tuple[str, str], ...],
         *,
         form: bool = False,
+        content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         authorization: str | None = None,
     ) -> Response:
         """Send one request. Raises Unavailable.
 
-        ``segments`` and ``query`` are not yet percent-encoded; ``authorization`` replaces the shield's own credential.
+        ``segments`` and ``query`` are not yet percent-encoded; ``authorization`` replaces the shield's own credential;
+        ``content`` is FHIR JSON.
         """
         target = "/".join([self._path, *(quote(segment, safe="") for segment in segments)]) or "/"
         encoded = urlencode(query, quote_via=quote, safe="")
@@ -53,7 +55,9 @@ class FhirServer:
         authorization = authorization or await self._credential.header()
         if authorization:
             sent["Authorization"] = authorization
-        body = None
+        body = content
+        if content is not None:
+            sent["Content-Type"] = "application/fhir+json; charset=utf-8"
         if form:
             sent["Content-Type"] = "application/x-www-form-urlencoded"
             body = encoded.encode()

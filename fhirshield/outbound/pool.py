@@ -53,26 +53,28 @@ class Pool:
     async def send(self, method: str, origin: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
         """See Client."""
         if method not in _METHODS or not _TARGET.match(target) or "#" in target:
-            raise Unavailable("a request that may not be sent")
+            raise Unavailable("a request that may not be sent", sent=False)
         head = _head(method, origin, target, headers, body)
         if body:
             head += body
         end = asyncio.get_running_loop().time() + self._answer
         again = method in _SAFE_AGAIN
+        sent = False
         try:
             for last in (False, True) if again else (False,):
                 connection = None if last else self._kept(origin, IDLE if again else IDLE_UNSAFE)
                 if connection is None:
                     async with asyncio.timeout_at(end):
                         connection = await self._fresh(origin, new=last)
+                sent = True
                 response = await self._exchange(connection, head, origin, end)
                 if response is not None:
                     return response
             raise Unavailable("no answer: the connection was closed")
         except TimeoutError as error:
-            raise Unavailable("no answer in time", slow=True) from error
+            raise Unavailable("no answer in time", slow=True, sent=sent) from error
         except (OSError, ValueError, UnicodeError) as error:
-            raise Unavailable(f"no answer: {type(error).__name__}") from error
+            raise Unavailable(f"no answer: {type(error).__name__}", sent=sent) from error
 
     async def _exchange(self, connection: _Connection, head: bytes, origin: str, end: float) -> Response | None:
         """One request and its answer; None where a kept connection was closed before a byte of an answer came."""
@@ -364,11 +366,11 @@ def _head(method: str, origin: str, target: str, headers: Mapping[str, str], bod
     lines = [f"{method} {target} HTTP/1.1", f"Host: {_host(origin)}"]
     for name, value in headers.items():
         if not _HEADER.match(name) or _REFUSED.search(value):
-            raise Unavailable("a header that may not be sent")
+            raise Unavailable("a header that may not be sent", sent=False)
         lines.append(f"{name}: {value}")
     if body is not None or method in {"POST", "PUT", "PATCH"}:
         lines.append(f"Content-Length: {len(body or b'')}")
     try:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
     except UnicodeEncodeError:
-        raise Unavailable("a header that may not be sent") from None
+        raise Unavailable("a header that may not be sent", sent=False) from None

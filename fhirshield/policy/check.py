@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fhirshield.model import Obligation
-from fhirshield.policy.rule import INTERACTIONS, Grant, Rule, Rules, Who
+from fhirshield.policy.rule import READING, Grant, Rule, Rules, Who
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def advise(rules: Rules, attributes: frozenset[str] | None = None) -> list[Advic
 
 
 def _partial(rule: Rule) -> Iterable[Advice]:
-    left = sorted(set(INTERACTIONS) - rule.deny.interactions) if rule.deny else []
+    left = sorted(set(READING) - rule.deny.interactions) if rule.deny else []
     if left:
         yield Advice("partial", rule.where, rule.id, f"denies not all interactions: {', '.join(left)} may show what it withholds")
 

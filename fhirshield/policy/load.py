@@ -25,8 +25,6 @@ NOT_YET = {
     "relationships": "relationships",
     "related": "limiting a grant to related patients",
     "hard": "break-glass, which `hard` speaks of",
-    "policy_inputs": "writing policy inputs",
-    "delete_unseen": "deletes",
     "clearance": "clearance by labels",
 }
 
@@ -167,7 +165,13 @@ def _grant(found: Document, key: Key, row: Any, faults: list[Fault], known: Term
         return None
     names = frozenset(row["interactions"])
     selectors = _selectors(found, (*key, "resources"), row["resources"], faults, known)
-    return Grant(frozenset(INTERACTIONS) if "*" in names else names, tuple(selectors))
+    inputs = frozenset(row.get("policy_inputs", ()))
+    writes = names & {"*", "create", "update", "patch", "delete"}
+    if inputs and not writes:
+        faults.append(found.fault((*key, "policy_inputs"), "nothing is written under this rule", "add an interaction that writes"))
+    if row.get("delete_unseen") and not names & {"*", "delete"}:
+        faults.append(found.fault((*key, "delete_unseen"), "nothing is deleted under this rule", "add `delete`"))
+    return Grant(frozenset(INTERACTIONS) if "*" in names else names, tuple(selectors), inputs, row.get("delete_unseen", False))
 
 
 def _reveal(found: Document, key: Key, row: Any, faults: list[Fault], disclosures: list[str]) -> Reveal | None:

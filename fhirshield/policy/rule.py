@@ -8,7 +8,12 @@ from fhirshield.fhir.criteria import Criteria
 from fhirshield.model import Obligation
 from fhirshield.policy.condition import Condition
 
-INTERACTIONS = ("read", "vread", "search")
+READING = ("read", "vread", "search")
+INTERACTIONS = (*READING, "create", "update", "patch", "delete")
+POLICY_TYPES = frozenset({"Consent", "RelatedPerson", "Group", "PractitionerRole", "CareTeam"})
+"""Types that decisions read: who may see what, and who stands in which relation to whom."""
+LINK, SECURITY = "Patient.link", "meta.security"
+"""Elements that decisions read: which records are one person's, and labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,10 @@ class Grant:
 
     interactions: frozenset[str]
     selectors: tuple[Criteria, ...]
+    policy_inputs: frozenset[str] = frozenset()
+    """What of the elements that decisions read may be written under it."""
+    delete_unseen: bool = False
+    """Deletes may hit a version, or parts of one, that the caller did not see."""
 
     def of(self, resource_type: str) -> tuple[Criteria, ...]:
         """The selectors that speak of this type."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import unquote
 
+from fhirshield.fhir.interaction import Return
 from fhirshield.model import Denial, Reason, Refused
 
 JSON_TYPES = frozenset({"application/fhir+json", "application/json", "text/json"})
@@ -23,7 +24,13 @@ _ONCE = (
     "content-encoding",
     "origin",
     "access-control-request-method",
+    "if-match",
+    "if-none-match",
+    "if-none-exist",
+    "prefer",
 )
+_SEVERAL = {"accept", "prefer", "x-forwarded-for"}
+"""Lists, which may stand in several headers (RFC 9110 §5.3)."""
 _OVERRIDES = ("x-http-method-override", "x-http-method", "x-method-override")
 _TOKEN = re.compile(r"(bearer|dpop) +([!-~]+) *\Z", re.IGNORECASE)
 
@@ -41,7 +48,7 @@ def read(raw: list[tuple[bytes, bytes]], also: str = "") -> Headers:
         if key not in _ONCE and key != also:
             continue
         text = value.decode("latin-1").strip()
-        if key in found and key not in {"accept", "x-forwarded-for"}:
+        if key in found and key not in _SEVERAL:
             raise malformed(f"the header `{key}` stands twice")
         found[key] = f"{found[key]},{text}" if key in found else text
     if found.get("content-encoding", "identity").lower() != "identity":
@@ -106,6 +113,37 @@ def _is_json(item: str) -> bool:
     parts = [part.strip().lower() for part in item.split(";")]
     refused = any(re.fullmatch(r"q=0(\.0*)?", part) for part in parts[1:])
     return not refused and parts[0] in JSON_TYPES | {"*/*", "application/*"}
+
+
+_ETAG = re.compile(r'(?:W/)?"([!#-~]{1,200})"\Z')
+
+
+def if_match(headers: Headers) -> str:
+    """The one version of ``If-Match`` (FHIR R4 §3.1.0.5); empty without it. Raises Refused."""
+    text = headers.get("if-match", "")
+    found = _ETAG.match(text)
+    if text and not found:
+        raise malformed('`If-Match` takes one version: W/"1"')
+    return found[1] if found else ""
+
+
+def preferred_return(headers: Headers) -> Return:
+    """What ``Prefer: return=`` asks for; a representation where it asks for nothing that is known (RFC 7240 §2)."""
+    for preference in headers.get("prefer", "").replace(";", ",").split(","):
+        name, _, value = preference.partition("=")
+        if name.strip().lower() == "return" and value.strip(' "') in set(Return):
+            return Return(value.strip(' "'))
+    return Return.REPRESENTATION
+
+
+def media_type(headers: Headers) -> str:
+    """The content type without its parameters. Raises Refused (415) for a charset other than UTF-8."""
+    kind, *parameters = (part.strip().lower() for part in headers.get("content-type", "").split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "charset" and value.strip(' "') not in {"utf-8", "utf8"}:
+            raise Refused(Denial(415, Reason.MALFORMED_REQUEST, "not-supported", "bodies are taken in UTF-8"))
+    return kind
 
 
 def malformed(text: str) -> Refused:

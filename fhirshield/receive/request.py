@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.page import Page, Parameter
-from fhirshield.model import Denial, Reason, Refused, Situation
+from fhirshield.model import Denial, Habits, Reason, Refused, Situation
 from fhirshield.receive import headers as head
+from fhirshield.receive.content import content_of
 from fhirshield.receive.target import interaction_of, parameters_of, segments_of
 from fhirshield.ring import Ring
-from fhirshield.settings import Proxies, Upstream
+from fhirshield.settings import Limits, Proxies, Upstream
 
 PAGE_PURPOSE = "page links"
 """The purpose under which page links are sealed."""
@@ -38,8 +39,12 @@ class Request:
 class Receiver:
     """Reads requests for one upstream."""
 
-    def __init__(self, upstream: Upstream, public_url: str, ring: Ring, proxies: Proxies | None = None) -> None:
+    def __init__(
+        self, upstream: Upstream, public_url: str, ring: Ring, limits: Limits | None = None, proxies: Proxies | None = None
+    ) -> None:
         self._upstream = upstream
+        self._habits = Habits(upstream.delete_if_match, upstream.hidden_narrative == "drop")
+        self._limits = limits or Limits()
         self._proxies = proxies or Proxies()
         self._public_url = public_url
         self._read: tuple[Request | None, head.Headers] = (None, {})
@@ -74,6 +79,7 @@ class Receiver:
             certificate=head.certificate(shown) if shown else "",
             method=request.method,
             url=self._public_url + request.path.decode("latin-1"),
+            habits=self._habits,
         )
 
     def _headers(self, request: Request) -> head.Headers:
@@ -101,6 +107,21 @@ class Receiver:
         if interaction.kind in _PLAIN and interaction.parameters:
             raise _unknown(interaction.parameters[0].name)
         return self._paged(interaction, request.now)
+
+    def content(self, interaction: Interaction, request: Request) -> Interaction:
+        """The same interaction with what a write brings, read once it is known who asks. Raises Refused."""
+        if not interaction.writes:
+            return interaction
+        headers = self._headers(request)
+        conditional = interaction.parameters or "if-none-exist" in headers or "if-none-match" in headers
+        if conditional or (not interaction.id and interaction.kind is not Kind.CREATE):
+            text = "conditional writes are not served here: name the resource by its id"
+            raise Refused(Denial(400, Reason.NOT_SERVED, "not-supported", text))
+        content = None
+        if interaction.kind is not Kind.DELETE:
+            bases = (self._base, self._upstream.url)
+            content = content_of(interaction, request.body, headers, bases, self._limits.depth)
+        return replace(interaction, content=content, if_match=head.if_match(headers), answer=head.preferred_return(headers))
 
     def _form(self, request: Request, headers: head.Headers) -> list[Parameter]:
         if request.body and headers.get("content-type", "").split(";")[0].strip().lower() != head.FORM:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from fhirshield.fhir.absent import marker
-from fhirshield.fhir.interaction import Kind
+from fhirshield.fhir.interaction import Interaction, Kind, Return
 from fhirshield.fhir.json import encode
+from fhirshield.fhir.outcome import outcome
 from fhirshield.fhir.subjects import has_subject, patients_of
 from fhirshield.model import Answer, Denial, Permit, Reason, Refused, Tally, TypeView, Verdict, View
 from fhirshield.redact.links import Linker
@@ -28,14 +29,14 @@ MOST_PROGRAMS = 4096
 _LABELS = "http://terminology.hl7.org/CodeSystem/v3-ObservationValue"
 REDACTED = {"system": _LABELS, "code": "REDACTED", "display": "redacted"}
 SUBSETTED = {"system": _LABELS, "code": "SUBSETTED", "display": "subsetted"}
-_PLACE = secrets.token_hex(16)
+PLACE = secrets.token_hex(16)
 """Stands for the version while a view is digested; nobody can know it in advance."""
 Again = Callable[[Any], bool | None] | None
 _NOT_FOUND = "no such resource for this caller"
 
 
 @dataclass(slots=True)
-class _Work:
+class Work:
     """What one answer is worked with."""
 
     permit: Permit
@@ -59,15 +60,20 @@ class Redactor:
     def __call__(self, answer: Answer) -> View:
         """The view of an answer. Raises Refused (404) where the one resource asked for is withheld."""
         permit = answer.plan.permit
-        tools = Tools(permit.situation.now.date(), lambda value: self._ring.digest("hashes", value))
-        work = _Work(permit, Tally(), tools, answer.careful, answer.deep, answer.named)
+        work = Work(permit, Tally(), self.tools(permit), answer.careful, answer.deep, answer.named)
         if permit.interaction.kind in {Kind.READ, Kind.VREAD}:
             return self._one(answer, work)
+        if permit.interaction.writes:
+            return self._written(answer, work)
         return self._searchset(answer, work)
+
+    def tools(self, permit: Permit) -> Tools:
+        """What operations may use in this exchange."""
+        return Tools(permit.situation.now.date(), lambda value: self._ring.digest("hashes", value))
 
     # --- one resource -------------------------------------------------------------------------------------------
 
-    def _one(self, answer: Answer, work: _Work) -> View:
+    def _one(self, answer: Answer, work: Work) -> View:
         permit = work.permit
         verdict = permit.judge(answer.resource, "r", work.careful)
         body = self._body(answer.resource, verdict, work)
@@ -86,7 +92,7 @@ class Redactor:
             headers.append(("ETag", f'W/"{version}"'))
         return View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
 
-    def _body(self, resource: Any, verdict: Verdict, work: _Work, again: Again = None) -> tuple[bytes, str] | None:
+    def _body(self, resource: Any, verdict: Verdict, work: Work, again: Again = None) -> tuple[bytes, str] | None:
         """The bytes of one resource as this caller may see it, with its view token; None where it is withheld.
 
         ``again`` judges whether the redacted view still is what was searched for.
@@ -96,9 +102,9 @@ class Redactor:
             return None
         patients = self._patients(resource, work)
         try:
-            label, closed = self._redact(resource, verdict.applies, work, mark=_PLACE)
-        except (ResourceDropped, _Unseen) as error:
-            _add(work.tally.withheld, error.args[0] if isinstance(error, _Unseen) else Reason.DENIED_BY_RULE)
+            label, closed = self.redact(resource, verdict.applies, work, mark=PLACE)
+        except (ResourceDropped, Unseen) as error:
+            _add(work.tally.withheld, error.args[0] if isinstance(error, Unseen) else Reason.DENIED_BY_RULE)
             return None
         tally = work.tally
         if again is not None and again(resource) is not True:
@@ -107,21 +113,25 @@ class Redactor:
         tally.shown += 1
         _add(tally.granted, verdict.rule)
         tally.patients.update(patients)
+        return self.finish(resource, label, closed, work)
+
+    def finish(self, resource: Any, label: bytes, closed: frozenset[str], work: Work) -> tuple[bytes, str]:
+        """The bytes of a redacted resource, and the token that is its version there; empty where the server's own stays."""
         content = encode(resource)
         if work.named:
             content = self._linker.ours(work.permit, content)
         if "versionId" not in closed:
             return content, ""
-        head, _, tail = content.partition(_PLACE.encode())
+        head, _, tail = content.partition(PLACE.encode())
         token = self._ring.digest("view tokens", b"".join((label, head, tail)))
         return b"".join((head, token.encode(), tail)), token
 
-    def _patients(self, resource: Any, work: _Work) -> Iterable[str]:
+    def _patients(self, resource: Any, work: Work) -> Iterable[str]:
         """Whom a resource is about, for the record."""
         return patients_of(resource, work.permit.situation.bases) or () if has_subject(resource["resourceType"]) else ()
 
-    def _redact(self, resource: dict[str, Any], applies: int, work: _Work, *, mark: str | None) -> tuple[bytes, frozenset[str]]:
-        """Redact in place what one resource and those within it may not show. Raises ResourceDropped, _Unseen.
+    def redact(self, resource: dict[str, Any], applies: int, work: Work, *, mark: str | None) -> tuple[bytes, frozenset[str]]:
+        """Redact in place what one resource and those within it may not show. Raises ResourceDropped, Unseen.
 
         ``mark`` is the version that the marked resource gets; contained ones (None) carry no marks (dom-4, dom-5). Returns what
         names the views that went into it, and what of its ``meta`` is closed. What holds a marked resource is marked itself.
@@ -137,13 +147,11 @@ class Redactor:
         if applies:
             self._program(view, applies).follow(resource, work.tools, changes, counts)
         if not view.naming.all_open:
-            self._names_of(view, mark is None).clean(resource, work.deep, changes, counts)
+            self.names_of(view, mark is None).clean(resource, work.deep, changes, counts)
         if changes:
             carry_out(changes, work.tools, counts)
         if silent:
-            resource.pop("text", None)
-            if view.type == "Composition":
-                _silence_sections(resource)
+            silence(resource)
         if marked and mark is not None:
             _mark(resource, mark, closed)
         return label, closed
@@ -158,7 +166,8 @@ class Redactor:
             found = self._programs[key] = Program(view.type, bound)
         return found
 
-    def _names_of(self, view: TypeView, within: bool) -> Names:
+    def names_of(self, view: TypeView, within: bool) -> Names:
+        """What references of this type may not tell this caller."""
         found = self._names.get((view, within))
         if found is None:
             if len(self._names) >= MOST_PROGRAMS:
@@ -166,9 +175,46 @@ class Redactor:
             found = self._names[view, within] = Names(view.type, view.naming, within=within)
         return found
 
+    # --- what a write came to -----------------------------------------------------------------------------------------
+
+    def _written(self, answer: Answer, work: Work) -> View:
+        """What a writer is told: where it is, which version, and, if it may be read and is wanted, the resource."""
+        permit, interaction, writing = work.permit, work.permit.interaction, work.permit.writing
+        assert writing is not None
+        work.tally.patients.update(writing.patients)
+        if interaction.kind is Kind.DELETE:
+            return self._told(interaction, 204, [], "deleted", work)
+        status = 201 if writing.creates else 200
+        identity = answer.id or interaction.id
+        verdict = permit.judge(answer.resource, "r", work.careful) if answer.resource is not None else None
+        content = self._body(answer.resource, verdict, work) if verdict is not None else None
+        closed = permit.view(interaction.type).closed
+        version = (content[1] if content else "") or ("" if "versionId" in closed else answer.version)
+        headers = []
+        if writing.creates:
+            headers.append(("Location", self._linker.created(permit, identity, version)))
+        if version:
+            headers.append(("ETag", f'W/"{version}"'))
+        if "lastUpdated" not in closed and "last-modified" in answer.headers and verdict is not None and verdict.shown:
+            headers.append(("Last-Modified", answer.headers["last-modified"]))
+        created = identity if writing.creates else ""
+        if content is None or interaction.answer is not Return.REPRESENTATION:
+            return replace(
+                self._told(interaction, status, headers, "created" if writing.creates else "updated", work), created=created
+            )
+        rule = verdict.rule if verdict else ""
+        return View(status, (JSON, *headers), content[0], Reason.PERMITTED, work.tally, rule, created)
+
+    def _told(self, interaction: Interaction, status: int, headers: list[tuple[str, str]], what: str, work: Work) -> View:
+        """An answer without the resource."""
+        if interaction.answer is Return.OUTCOME:
+            body = encode(outcome("informational", what, severity="information"))
+            return View(200 if status == 204 else status, (JSON, *headers), body, Reason.PERMITTED, work.tally)
+        return View(status, tuple(headers), b"", Reason.PERMITTED, work.tally)
+
     # --- resources within resources -------------------------------------------------------------------------------
 
-    def _within(self, resource: dict[str, Any], work: _Work) -> list[TypeView]:
+    def _within(self, resource: dict[str, Any], work: Work) -> list[TypeView]:
         """Judge and redact embedded resources; the views of those that stay."""
         found: list[TypeView] = []
         contained = resource.get("contained")
@@ -176,10 +222,10 @@ class Redactor:
             for inner in contained if type(contained) is list else [contained]:
                 verdict = work.permit.judge(inner, "c", work.careful)
                 if not verdict.shown:
-                    raise _Unseen(verdict.reason)
+                    raise Unseen(verdict.reason)
                 if inner["resourceType"] != "Patient":  # its id is of this resource alone
                     work.tally.patients.update(self._patients(inner, work))
-                self._redact(inner, verdict.applies, work, mark=None)
+                self.redact(inner, verdict.applies, work, mark=None)
                 found.append(work.permit.view(inner["resourceType"]))
         kind = resource["resourceType"]
         name = {"Bundle": "entry", "Parameters": "parameter"}.get(kind)
@@ -191,12 +237,12 @@ class Redactor:
             _quiet(resource)
         return found
 
-    def _nested(self, entries: Any, work: _Work, found: list[TypeView]) -> list[Any]:
+    def _nested(self, entries: Any, work: Work, found: list[TypeView]) -> list[Any]:
         """Entries of a Bundle or parameters of Parameters without those whose resource is withheld."""
         kept = []
         for entry in entries if type(entries) is list else []:
             if type(entry) is not dict:
-                raise _Unseen(Reason.UPSTREAM_MALFORMED)
+                raise Unseen(Reason.UPSTREAM_MALFORMED)
             response = entry.get("response")
             if type(response) is dict:
                 response.pop("outcome", None)
@@ -207,7 +253,7 @@ class Redactor:
                     _add(work.tally.withheld, verdict.reason)
                     continue
                 patients = self._patients(inner, work)
-                self._redact(inner, verdict.applies, work, mark="")
+                self.redact(inner, verdict.applies, work, mark="")
                 found.append(work.permit.view(inner["resourceType"]))
                 work.tally.patients.update(patients)
                 work.tally.shown += 1
@@ -221,7 +267,7 @@ class Redactor:
 
     # --- a searchset ----------------------------------------------------------------------------------------------
 
-    def _searchset(self, answer: Answer, work: _Work) -> View:
+    def _searchset(self, answer: Answer, work: Work) -> View:
         permit = work.permit
         entries = [made for entry in answer.resource.get("entry", ()) if (made := self._entry(entry, work)) is not None]
         bundle: dict[str, Any] = {
@@ -233,7 +279,7 @@ class Redactor:
             bundle["entry"] = entries
         return View(200, (JSON,), encode(bundle), Reason.PERMITTED, work.tally)
 
-    def _entry(self, entry: dict[str, Any], work: _Work) -> dict[str, Any] | None:
+    def _entry(self, entry: dict[str, Any], work: Work) -> dict[str, Any] | None:
         resource = entry.get("resource")
         mode = _mode(entry)
         if type(resource) is not dict or mode not in {"match", "include"}:
@@ -260,7 +306,7 @@ class Withheld(Refused):
         self.reason = reason
 
 
-class _Unseen(Exception):
+class Unseen(Exception):
     """Something within a resource withholds the whole; carries the reason."""
 
 
@@ -296,13 +342,20 @@ def _mark(resource: dict[str, Any], version: str, closed: frozenset[str]) -> Non
         meta["versionId"] = version
     for name, mark in (("security", REDACTED), ("tag", SUBSETTED)):
         codings = meta.get(name)
-        codings = [c for c in codings if not _is_mark(c, mark)] if type(codings) is list else []
+        codings = [c for c in codings if not is_mark(c, mark)] if type(codings) is list else []
         meta[name] = [*codings, mark]
     resource["meta"] = meta
 
 
-def _is_mark(coding: Any, mark: dict[str, str]) -> bool:
+def is_mark(coding: Any, mark: dict[str, str]) -> bool:
     return type(coding) is dict and coding.get("system") == mark["system"] and coding.get("code") == mark["code"]
+
+
+def silence(resource: dict[str, Any]) -> None:
+    """Remove narrative."""
+    resource.pop("text", None)
+    if resource["resourceType"] == "Composition":
+        _silence_sections(resource)
 
 
 def _silence_sections(node: dict[str, Any]) -> None:

@@ -7,26 +7,13 @@ the upstream is inside, where only the shield can read it.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from fhirshield.fhir.page import Page, link_target
+from fhirshield.fhir.reference import rebased
 from fhirshield.model import Permit
 from fhirshield.ring import Ring
-
-
-@lru_cache(maxsize=64)
-def _pattern(url: str) -> re.Pattern[bytes]:
-    """A base URL in text: scheme and host in any case, the default port said or not, and no longer path."""
-    parts = urlsplit(url)
-    port = {"http": 80, "https": 443}[parts.scheme] if parts.port is None else parts.port
-    said = rf"(?::{port})?" if port in {80, 443} else f":{port}"
-    host = re.escape(parts.hostname or "")
-    host = rf"\[{host}\]" if ":" in (parts.hostname or "") else host
-    text = rf"(?i:{parts.scheme}://{host}){said}{re.escape(parts.path)}(?![A-Za-z0-9._~%-])"
-    return re.compile(text.encode())
-
 
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,256}\Z")
 
@@ -42,6 +29,11 @@ class Linker:
         """Where a resource that was read is to be found."""
         return f"{permit.situation.base}/{resource['resourceType']}/{resource['id']}"
 
+    def created(self, permit: Permit, identity: str, version: str) -> str:
+        """Where a resource that was created is to be found."""
+        url = f"{permit.situation.base}/{permit.interaction.type}/{identity}"
+        return f"{url}/_history/{version}" if version else url
+
     def full_url(self, permit: Permit, resource: dict[str, Any]) -> str:
         """``fullUrl`` of an entry; empty for a resource without a usable id."""
         identity = resource.get("id")
@@ -51,10 +43,8 @@ class Linker:
 
     def ours(self, permit: Permit, content: bytes) -> bytes:
         """A resource's text with absolute URLs of the upstream as URLs of ours, whatever follows the base."""
-        base = permit.situation.base.encode()
         for url in permit.situation.bases:
-            if url != permit.situation.base:
-                content = _pattern(url).sub(lambda _: base, content)
+            content = rebased(content, url, permit.situation.base)
         return content
 
     def links(self, permit: Permit, upstream: Any) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.json import encode
 from fhirshield.model import Permit, Plan
 
 
@@ -13,9 +14,28 @@ def rewrite(interaction: Interaction, permit: Permit) -> Plan:
     if interaction.kind is Kind.VREAD:
         segments = (interaction.type, interaction.id, "_history", interaction.version)
         return Plan(permit, "GET", segments, (), form=False)
+    if interaction.writes:
+        return _write(interaction, permit)
     if interaction.page is not None:
         return Plan(permit, "GET", interaction.page.segments, interaction.page.query, form=False)
     return _search(interaction, permit)
+
+
+def _write(interaction: Interaction, permit: Permit) -> Plan:
+    """What was judged, as it was judged: a patch goes as the update that it comes to, bound to the version it was made of."""
+    writing = permit.writing
+    assert writing is not None
+    headers: list[tuple[str, str]] = [("X-Request-Id", permit.situation.decision)]
+    if writing.guarded:
+        headers.append(("If-Match", f'W/"{writing.version}"'))
+    if interaction.kind is Kind.DELETE:
+        return Plan(permit, "DELETE", (interaction.type, interaction.id), (), form=False, headers=tuple(headers))
+    headers.append(("Prefer", "return=representation"))
+    body = encode(writing.image)
+    if interaction.kind is Kind.CREATE:
+        return Plan(permit, "POST", (interaction.type,), (), form=False, body=body, headers=tuple(headers))
+    segments = (interaction.type, interaction.id)
+    return Plan(permit, "PUT", segments, (), form=False, body=body, headers=tuple(headers))
 
 
 def _search(interaction: Interaction, permit: Permit) -> Plan:

@@ -53,7 +53,11 @@ def test_the_broken_pack_names_every_fault_with_line_and_remedy() -> None:
     [
         ("allow: {interactions: [read], resources: [Patients]}", "not a resource type"),
         ("allow: {interactions: [fly], resources: [Patient]}", "one of"),
-        ("allow: {interactions: [create], resources: [Patient]}", "one of"),
+        ("allow: {interactions: [operation], resources: [Patient]}", "one of"),
+        ("allow: {interactions: [read], resources: [Patient], policy_inputs: [Patient.link]}", "nothing is written"),
+        ("allow: {interactions: [update], resources: [Patient], policy_inputs: [Patient.name]}", "one of"),
+        ("allow: {interactions: [update], resources: [Patient], delete_unseen: true}", "nothing is deleted"),
+        ("deny: {interactions: [delete], resources: [Patient], delete_unseen: true}", "unknown key"),
         ("allow: {resources: [Patient]}", "missing `interactions`"),
         ("allow: {interactions: [read], resources: ['Patient?foo=1']}", "not a search parameter"),
         ("allow: {interactions: [read], resources: ['Observation?code:in=x']}", "not pinned"),
@@ -237,7 +241,7 @@ def test_every_key_of_the_schema_is_known_to_this_test() -> None:
     keys = {
         "rules", "modifier_extensions", "id", "description", "who", "allow", "deny", "redact", "roles", "purposes", "when",
         "unless", "interactions", "resources", "path", "with", "show", "first", "last", "length", "to", "cap", "width",
-        "value", "drop", "withhold_type", "terminology", "reveal", "meta",
+        "value", "drop", "withhold_type", "terminology", "reveal", "meta", "policy_inputs", "delete_unseen",
     }  # fmt: skip
     assert _keys(schema_of("rules")) == keys
     assert not keys & set(NOT_YET)

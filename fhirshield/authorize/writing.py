@@ -1,0 +1,266 @@
+"""May this be written? The stored version, the new image, what decisions read of it, and what it names.
+
+Hidden equals absent here too: what the caller may not see answers like what is not there, before anything else is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from fhirshield.authorize.caller import standing_of
+from fhirshield.authorize.resource import allows, denies, scope_grants, unknown_modifier
+from fhirshield.authorize.standing import RULE_LETTERS, RuleRow, Standing, TypeStanding
+from fhirshield.fhir.content import Misfit, named
+from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.json import same
+from fhirshield.fhir.reference import Literal
+from fhirshield.fhir.subjects import has_subject, patients_of
+from fhirshield.model import Denial, Draft, Permit, Reason, Stored, Verdict, Writing
+from fhirshield.policy.compile import RuleSet
+from fhirshield.policy.rule import LINK, POLICY_TYPES, SECURITY
+
+_READING = "rs"
+Judged = Verdict | None
+
+
+class _Writer:
+    """One write's standing."""
+
+    def __init__(self, permit: Permit, rules: RuleSet) -> None:
+        self.permit = permit
+        self.interaction: Interaction = permit.interaction
+        self.stand: Standing = standing_of(permit.principal, permit.situation, rules)
+        found = self.stand.of(self.interaction.type)
+        assert found is not None
+        self.found: TypeStanding = found
+        self.verb = RULE_LETTERS[self.interaction.rule_name]
+        self.patient = permit.principal.patient
+        self.extensions = rules.modifier_extensions
+
+    def judge(self, resource: Any, letter: str, verb: str) -> Verdict:
+        """Whether this caller may write a resource like this one: by scope ``letter``, by rule ``verb``."""
+        if unknown_modifier(resource, self.extensions):
+            return Verdict(False, Reason.UNKNOWN_MODIFIER)
+        for row in self.found.denies:
+            if denies(row, verb, resource):
+                return Verdict(False, Reason.DENIED_BY_RULE, row.rule.id)
+        strict = replace(self.found, open_to_all=False)
+        if not any(scope_grants(row, letter, resource, strict, self.patient, self.stand.bases) for row in self.found.scopes):
+            outside = any(letter in row.letters and row.limited for row in self.found.scopes)
+            return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
+        for row in self.found.allows:
+            if allows(row, verb, resource):
+                return Verdict(True, Reason.PERMITTED, row.rule.id)
+        return Verdict(False, Reason.NO_RULE)
+
+    def rows(self, images: list[Any]) -> Iterator[RuleRow]:
+        """The allow rows that grant this write on every one of these."""
+        for row in self.found.allows:
+            if all(allows(row, self.verb, image) for image in images):
+                yield row
+
+    def may_create_by_update(self) -> bool:
+        """Whether nothing of this type may be withheld from this caller, by reading or writing, so that no id can be hidden."""
+        found = self.found
+        if not found.whole or found.denies:
+            return False
+        scopes = [row for row in found.scopes if row.judge is None and not row.limited]
+        letters = {letter for row in scopes for letter in row.letters}
+        verbs = {letter for row in found.allows if row.judge is None for letter in row.letters}
+        return {"c", "u"} <= letters and {"c", "u"} <= verbs
+
+
+# --- the stored version -------------------------------------------------------------------------------------------------
+
+
+def may_change(permit: Permit, stored: Stored, rules: RuleSet) -> Denial | None:
+    """Why this caller may not change what is stored, if so: one answer for absent, deleted and hidden."""
+    writer = _Writer(permit, rules)
+    kind = permit.interaction.kind
+    if stored.resource is None:
+        if kind is Kind.UPDATE and writer.may_create_by_update():
+            return None
+        return _not_found(Reason.NOT_FOUND)
+    verdict = writer.judge(stored.resource, permit.interaction.letter, writer.verb)
+    if verdict.shown and (kind is Kind.PATCH or (kind is Kind.UPDATE and not permit.overwrites)):
+        verdict = permit.judge(stored.resource, "r", stored.careful)
+    if not verdict.shown:
+        return _not_found(verdict.reason, verdict.rule)
+    return None
+
+
+def _not_found(reason: Reason, rule: str = "") -> Denial:
+    return Denial(404, reason, "not-found", "no such resource for this caller", rule=rule)
+
+
+# --- the new image ------------------------------------------------------------------------------------------------------
+
+
+def draft(permit: Permit, stored: Stored, image: Any, rules: RuleSet) -> Draft | Denial:
+    """The write as it would go upstream, judged but for what it refers to. ``image`` is None for a delete."""
+    writer = _Writer(permit, rules)
+    before = stored.resource
+    creates = before is None
+    try:
+        refers = _added(image, before, writer.stand.bases) if image is not None else {}
+    except Misfit as error:
+        place = str(error.args[0])
+        text = f"`{place}` is not an element that R4 has there"
+        return Denial(422, Reason.UNKNOWN_ELEMENT, "structure", text, expression=(place,))
+    except _Odd as error:
+        return _not_visible(str(error.args[0]))
+    images = [one for one in (before, image) if one is not None]
+    denial = _outside(writer, image, creates=creates) if image is not None else None
+    denial = denial or _inputs(writer, before, image, images) or _seen_whole(writer, images)
+    if denial is not None:
+        return denial
+    patients: set[str] = set()
+    for one in images:
+        if has_subject(one["resourceType"]):
+            patients.update(patients_of(one, writer.stand.bases) or ())
+    guarded = permit.interaction.kind is not Kind.DELETE or permit.situation.habits.delete_if_match
+    return Draft(Writing(image, stored.version, guarded and stored.version != "", creates, frozenset(patients)), refers)
+
+
+def _outside(writer: _Writer, image: Any, *, creates: bool) -> Denial | None:
+    """The image itself must be one that this caller may write; what stands within it must not be denied."""
+    asked = [(writer.interaction.letter, writer.verb)]
+    if creates and writer.interaction.kind is Kind.UPDATE:
+        asked.append(("c", "c"))
+    for letter, verb in asked:
+        verdict = writer.judge(image, letter, verb)
+        if not verdict.shown:
+            return _forbidden(writer, verdict)
+    for inner in _within(image):
+        found = writer.stand.of(inner["resourceType"])
+        assert found is not None
+        denied = next((row for row in found.denies if denies(row, writer.verb, inner)), None)
+        if found.withheld_by or denied is not None:
+            rule = found.withheld_by or (denied.rule.id if denied else "")
+            return _forbidden(writer, Verdict(False, Reason.DENIED_BY_RULE, rule))
+    return None
+
+
+def _forbidden(writer: _Writer, verdict: Verdict) -> Denial:
+    text = f"what would be stored is not {writer.interaction.type} that this caller may {writer.interaction.rule_name}"
+    return Denial(403, verdict.reason, "forbidden", text, rule=verdict.rule)
+
+
+def _within(node: Any) -> Iterator[dict[str, Any]]:
+    """The resources that stand within a resource, at any depth."""
+    for value in node.values() if type(node) is dict else node:
+        if type(value) is dict and "resourceType" in value:
+            yield value
+        if type(value) is dict or type(value) is list:
+            yield from _within(value)
+
+
+# --- what decisions read ------------------------------------------------------------------------------------------------
+
+
+def _inputs(writer: _Writer, before: Any, image: Any, images: list[Any]) -> Denial | None:
+    """Elements that decisions read are written only under a rule that names them; what stays as stored is not written."""
+    for name in sorted(_touched(writer.found.type, before, image)):
+        if not any(row.rule.allow and name in row.rule.allow.policy_inputs for row in writer.rows(images)):
+            text = f"decisions read `{name}`: it is written only under a rule that names it"
+            return Denial(403, Reason.POLICY_INPUT, "forbidden", text)
+    return None
+
+
+def _touched(name: str, before: Any, image: Any) -> set[str]:
+    if name in POLICY_TYPES:
+        return {name}
+    if image is None:
+        return set()
+    touched = set()
+    old: Any = before if before is not None else {}
+    if name == "Patient" and not same(old.get("link"), image.get("link")):
+        touched.add(LINK)
+    if not same(_labels(old), _labels(image)):
+        touched.add(SECURITY)
+    return touched
+
+
+def _labels(node: Any) -> list[Any]:
+    """The labels of a resource, and of each resource within it by its place and type."""
+    own = node.get("meta") if type(node) is dict else None
+    found = [own.get("security") if type(own) is dict else None]
+    for inner in _within(node):
+        meta = inner.get("meta")
+        if type(meta) is dict and "security" in meta:
+            found.append([inner["resourceType"], inner.get("id"), meta["security"]])
+    return found
+
+
+def _seen_whole(writer: _Writer, images: list[Any]) -> Denial | None:
+    """The rule that grants a delete must be one that grants it unseen, where it may hit more than was seen."""
+    if writer.interaction.kind is not Kind.DELETE:
+        return None
+    if writer.permit.situation.habits.delete_if_match and not writer.found.view.marked:
+        return None
+    if any(row.rule.allow and row.rule.allow.delete_unseen for row in writer.rows(images)):
+        return None
+    text = f"no rule allows this caller to delete this {writer.found.type} without having seen all of it"
+    return Denial(403, Reason.HIDDEN_PART, "forbidden", text)
+
+
+# --- what it refers to --------------------------------------------------------------------------------------------------
+
+
+class _Odd(Exception):
+    """A reference that cannot be read one way; carries its place."""
+
+
+def _added(image: Any, before: Any, bases: tuple[str, ...]) -> Mapping[Literal, str]:
+    """What a write adds or changes references to, with the first place of each. Raises Misfit, _Odd."""
+    known = set()
+    if before is not None:
+        try:
+            known = {(plain, found) for plain, _, found in named(before, bases)}
+        except Misfit:
+            known = set()
+    added: dict[Literal, str] = {}
+    for plain, place, found in named(image, bases):
+        if (plain, found) in known:
+            continue
+        if isinstance(found, str):
+            raise _Odd(place)
+        added.setdefault(found, place)
+    if before is not None:
+        added.pop(Literal(image["resourceType"], image.get("id", "")), None)
+    return added
+
+
+def endorse(permit: Permit, drafted: Draft, seen: Mapping[Literal, Any], rules: RuleSet) -> Permit | Denial:
+    """Leave to send a draft, once everything that it adds a reference to was found to be visible to this caller."""
+    writer = _Writer(permit, rules)
+    for literal, place in drafted.refers.items():
+        resource = seen.get(literal)
+        if resource is None or not _may_refer(writer, resource):
+            return _not_visible(place)
+    return replace(permit, writing=drafted.writing)
+
+
+def _not_visible(place: str) -> Denial:
+    """One refusal for what is absent and what is hidden."""
+    text = f"`{place}` refers to nothing that this caller can see"
+    return Denial(422, Reason.REFERENCE_NOT_VISIBLE, "not-found", text, expression=(place,))
+
+
+def _may_refer(writer: _Writer, resource: Any) -> bool:
+    """Whether set, criteria and denies let the caller see a resource; scope ``r`` and a read grant aside."""
+    found = writer.stand.of(resource["resourceType"])
+    if found is None or found.withheld_by or unknown_modifier(resource, writer.extensions):
+        return False
+    if any(denies(row, letter, resource) for row in found.denies for letter in "rvs"):
+        return False
+    reading = [row for row in found.scopes if set(row.letters) & set(_READING)]
+    scopes = reading or list(found.scopes) or [row for row in writer.found.scopes if writer.interaction.letter in row.letters]
+    in_set = not has_subject(found.type) or patients_of(resource, writer.stand.bases) == frozenset((writer.patient,))
+    own = bool(found.scopes)
+    if not any((not row.limited or in_set) and (not own or row.judge is None or row.judge(resource) is True) for row in scopes):
+        return False
+    rows = [row for row in found.allows if set(row.letters) & set(_READING)] or list(found.allows)
+    return not rows or any(row.judge is None or row.judge(resource) is True for row in rows)

@@ -1,0 +1,166 @@
+"""Writes whose outcome is not known: asks the upstream's history what became of them, and records it.
+
+A version is known again by the request id that some servers keep in ``meta.source``, or by a keyed digest of its content.
+Where the history does not tell, the intent stays open, and is listed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fhirshield.audit import Journal, record
+from fhirshield.audit.intents import content_digest
+from fhirshield.errors import MalformedFhir, Unavailable
+from fhirshield.fhir import json as fhir_json
+from fhirshield.fhir.page import link_target
+from fhirshield.outbound.fhir_server import FhirServer
+
+INTERVAL = 15.0
+"""Seconds between rounds."""
+PATIENCE = 60.0
+"""Seconds after an intent before its outcome is asked for: the upstream may still be at it."""
+TRIES = 20
+"""Rounds after which an intent that no history tells of is left to people."""
+MOST_PAGES = 5
+SKEW = 300.0
+"""Seconds by which the upstream's clock may differ."""
+_log = logging.getLogger("fhirshield")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One entry of a history; ``resource`` is None for a deletion."""
+
+    id: str
+    version: str
+    resource: Any
+
+
+class Recovery:
+    """Settles open intents of one journal. ``servers`` gives the upstreams in force, by path."""
+
+    def __init__(
+        self, journal: Journal, servers: Callable[[], Mapping[str, FhirServer]], digest: Callable[[str, bytes], str],
+        now: Callable[[], dt.datetime], patience: float = PATIENCE,
+    ) -> None:  # fmt: skip
+        self._journal = journal
+        self._servers = servers
+        self._digest = digest
+        self._now = now
+        self._patience = patience
+        self._tried: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Round after round, for as long as the process lives."""
+        while True:
+            await self.round()
+            await asyncio.sleep(INTERVAL)
+
+    async def round(self) -> None:
+        """Try every open intent that is old enough."""
+        for decision, entry in list(self._journal.intents.open.items()):
+            age = (self._now() - dt.datetime.fromisoformat(entry["time"])).total_seconds()
+            if age < self._patience or self._tried.get(decision, 0) >= TRIES:
+                continue
+            self._tried[decision] = self._tried.get(decision, 0) + 1
+            try:
+                found = await self._settle(entry)
+                if found is None:
+                    continue
+                result, details = found
+                time = self._now().isoformat(timespec="milliseconds")
+                await self._journal.record(record.recovered(decision, time, result, details), decision)
+                _log.info("write %s, whose outcome was not known, was %s", decision, result)
+            except (Unavailable, MalformedFhir) as error:
+                _log.info("write %s: its outcome cannot be learned now: %s", decision, type(error).__name__)
+
+    async def _settle(self, entry: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
+        """(result, details) where the history tells; None where it does not."""
+        server = self._servers().get(entry["upstream"])
+        if server is None:
+            return None
+        if entry["interaction"] == "create":
+            since = dt.datetime.fromisoformat(entry["time"]) - dt.timedelta(seconds=SKEW)
+            query = (("_since", since.isoformat(timespec="seconds")), ("_count", "100"))
+            versions = await self._history(server, (entry["type"], "_history"), query, entry["type"])
+            made = next((v for v in versions or () if self._is_it(v, entry)), None)
+            return ("carried out", {"id": made.id, "version": made.version}) if made else None
+        versions = await self._history(server, (entry["type"], entry["id"], "_history"), (("_count", "100"),), entry["type"])
+        if versions is None:
+            return None
+        return self._of_instance(versions, entry)
+
+    def _of_instance(self, versions: list[Version], entry: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
+        """What the versions of one resource, newest first, tell of a write over one of them."""
+        if entry["creates"]:
+            made = next((v for v in versions if self._is_it(v, entry)), None)
+            if made:
+                return "carried out", {"version": made.version}
+            return ("not carried out", {}) if not versions else None
+        place = next((i for i, v in enumerate(versions) if v.version == entry["over"] and v.resource is not None), None)
+        if place is None:
+            return None
+        if place == 0:
+            return "not carried out", {}
+        after = versions[place - 1]
+        if entry["interaction"] == "delete":
+            return ("carried out", {}) if after.resource is None else None
+        return ("carried out", {"version": after.version}) if self._is_it(after, entry) else None
+
+    def _is_it(self, version: Version, entry: dict[str, Any]) -> bool:
+        if version.resource is None:
+            return False
+        meta = version.resource.get("meta")
+        source = meta.get("source") if isinstance(meta, dict) else None
+        if isinstance(source, str) and source.endswith(f"#{entry['decision']}"):
+            return True
+        return content_digest(version.resource, self._digest) == str(entry["content"])
+
+    async def _history(
+        self, server: FhirServer, segments: tuple[str, ...], query: tuple[tuple[str, str], ...], name: str
+    ) -> list[Version] | None:
+        """The entries of a history, newest first; None where the server does not give one whole."""
+        found: list[Version] = []
+        for _ in range(MOST_PAGES):
+            response = await server.send("GET", segments, query, headers={"Cache-Control": "no-cache"})
+            if response.status in {404, 410}:
+                return found
+            bundle = fhir_json.decode(response.body) if response.status == 200 else None
+            if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
+                return None
+            for entry in bundle.get("entry", ()):
+                found.append(_version(entry, name))
+            link = next((one for one in bundle.get("link", ()) if one.get("relation") == "next"), None)
+            if link is None:
+                return found
+            target = link_target(link.get("url"), server.url, name) or _below(link.get("url"), server.url)
+            if target is None:
+                return None
+            segments, query = target
+        return None
+
+
+def _below(url: Any, base: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]] | None:
+    """A paging link of a history that stays below ``_history``."""
+    if not isinstance(url, str) or not url.startswith(base + "/"):
+        return None
+    path, _, _ = url.removeprefix(base + "/").partition("?")
+    parts = path.split("/")
+    found = link_target(url.replace("/" + path, "", 1), base, parts[0])
+    return (tuple(parts), found[1]) if found and parts[-1] == "_history" else None
+
+
+def _version(entry: dict[str, Any], name: str) -> Version:
+    resource = entry.get("resource")
+    request = entry.get("request", {})
+    if not isinstance(resource, dict) or request.get("method") == "DELETE":
+        url = str(request.get("url", "")).split("/")
+        etag = str(entry.get("response", {}).get("etag", "")).removeprefix("W/").strip('"')
+        return Version(url[-1] if url[0] == name else "", etag, None)
+    meta = resource.get("meta", {})
+    return Version(str(resource.get("id", "")), str(meta.get("versionId", "")), resource)

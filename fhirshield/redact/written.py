@@ -1,0 +1,223 @@
+"""What a caller writes back -> the new image: its edit on what is stored, with all that it could not see kept (law 5).
+
+The caller edits its *view*. So the view is made again as a read would make it, the edit is taken as what differs from it,
+and what comes out must read, through the same redaction, as what came in. Where the caller sees all of the type there is
+nothing to merge, and the body is the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.interaction import Kind
+from fhirshield.fhir.patch import PatchError, apply
+from fhirshield.model import Denial, Obligation, Permit, Reason, Refused, Stored, Tally, TypeView
+from fhirshield.redact.body import PLACE, REDACTED, SUBSETTED, Redactor, Unseen, Work, is_mark, silence
+from fhirshield.redact.mend import ResourceDropped
+from fhirshield.redact.merge import Merge, NotMergeable, Told, agrees, name_again, roots_stay, told, twin
+
+_SERVERS = ("versionId", "lastUpdated")
+"""What of ``meta`` the server alone says (FHIR R4 §3.1.0.4)."""
+_NESTING = frozenset({"Bundle", "Parameters"})
+Pairs = list[tuple[Any, Any]]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The view that the caller edits."""
+
+    view: Any
+    version: str
+    applies: int
+    pairs: Pairs
+    """Objects of the view with those stored."""
+
+
+class Written:
+    """Makes the images of writes, by the redaction that serves reads."""
+
+    def __init__(self, redactor: Redactor, depth: int) -> None:
+        self._redactor = redactor
+        self._depth = depth
+
+    def image(self, permit: Permit, stored: Stored) -> Any:
+        """The whole resource that a create, an update or a patch would store; None for a delete. Raises Refused."""
+        interaction = permit.interaction
+        if stored.resource is None:
+            if interaction.if_match:
+                raise Refused(_stale())
+            return _created(interaction.content, keep_id=interaction.kind is not Kind.CREATE)
+        view = permit.view(interaction.type)
+        whole = permit.overwrites
+        seen = _Seen(stored.resource, stored.version, 0, []) if whole else self._seen(permit, stored)
+        if interaction.if_match and interaction.if_match != seen.version:
+            raise Refused(_stale())
+        if interaction.kind is Kind.DELETE:
+            return None
+        new = self._patched(interaction.content, seen.view) if interaction.kind is Kind.PATCH else interaction.content
+        if type(new) is not dict or new.get("resourceType") != interaction.type or new.get("id") != interaction.id:
+            raise Refused(Denial(422, Reason.MALFORMED_REQUEST, "invalid", "a write changes neither type nor id"))
+        new = _unmarked(new, stored.resource, whole=whole)
+        if interaction.kind is Kind.UPDATE:
+            _carry_labels(new, _unmarked(seen.view, stored.resource, whole=whole))
+        return new if whole else self._merged(permit, stored, seen, new, view)
+
+    def _patched(self, operations: Any, view: Any) -> Any:
+        try:
+            return apply(operations, view, self._depth)
+        except PatchError as error:
+            where = f"operation {error.place}" if error.place >= 0 else "the patch"
+            if error.malformed:
+                denial = Denial(400, Reason.MALFORMED_REQUEST, "invalid", f"{where} is not JSON Patch (RFC 6902)")
+            else:
+                denial = Denial(422, Reason.MALFORMED_REQUEST, "processing", f"{where} does not apply to what this caller sees")
+            raise Refused(denial) from None
+
+    # --- the view -------------------------------------------------------------------------------------------------
+
+    def _seen(self, permit: Permit, stored: Stored) -> _Seen:
+        verdict = permit.judge(stored.resource, "r", stored.careful)
+        if not verdict.shown:
+            raise Refused(_hidden(verdict.reason))
+        work = Work(permit, Tally(), self._redactor.tools(permit), stored.careful, stored.deep, stored.named)
+        pairs: Pairs = []
+        copy = twin(stored.resource, pairs)
+        try:
+            label, closed = self._redactor.redact(copy, verdict.applies, work, mark=PLACE)
+        except (ResourceDropped, Unseen):
+            raise Refused(_hidden(Reason.DENIED_BY_RULE)) from None
+        token = self._redactor.finish(copy, label, closed, work)[1]
+        if token:
+            copy["meta"]["versionId"] = token
+        return _Seen(copy, token or stored.version, verdict.applies, pairs)
+
+    # --- the merge ------------------------------------------------------------------------------------------------
+
+    def _merged(self, permit: Permit, stored: Stored, seen: _Seen, new: Any, view: TypeView) -> Any:
+        if view.type in _NESTING:
+            raise Refused(_part())
+        if "meta" not in new and "meta" in (shown := _unmarked(seen.view, stored.resource, whole=False)):
+            new["meta"] = shown["meta"]
+        silent = view.silent or any(permit.view(inner["resourceType"]).silent for inner in _contained(stored.resource))
+        if silent and not permit.situation.habits.drop_narrative:
+            text = f"narrative of {view.type} is hidden from this caller, so this server refuses its updates"
+            raise Refused(Denial(403, Reason.HIDDEN_PART, "forbidden", text))
+        before, names_before, inverse = self._nameless(stored.resource, permit)
+        after, names_after, _ = self._nameless(new, permit)
+        shown = _unmarked(seen.view, stored.resource, whole=False)
+        if silent:
+            silence(before)
+            silence(after)
+        bound = tuple(o for i, o in enumerate(view.obligations) if seen.applies >> i & 1)
+        origins = {id(made): inverse[id(original)] for made, original in seen.pairs if id(original) in inverse}
+        try:
+            roots_stay(shown, after, bound)
+            merge = Merge(shown, after, origins, self._contained(permit, stored.resource))
+            image = merge(before, bound)
+            for name in _SERVERS:
+                image.get("meta", {}).pop(name, None)
+            if not image.get("meta", True):
+                del image["meta"]
+            self._reads_as(permit, stored, image, after, seen.applies)
+        except NotMergeable:
+            raise Refused(_part()) from None
+        name_again(image, names_before, names_after)
+        return image
+
+    def _nameless(self, resource: Any, permit: Permit) -> tuple[Any, Told, dict[int, Any]]:
+        """A copy without the names that this caller may not read in references; what was taken; and original -> copy."""
+        pairs: Pairs = []
+        copy = twin(resource, pairs)
+        view = permit.view(resource["resourceType"])
+        if not view.naming.all_open:
+            self._redactor.names_of(view, False).clean(copy, True, [], {})
+            for inner in _contained(copy):
+                self._redactor.names_of(permit.view(inner["resourceType"]), True).clean(inner, True, [], {})
+        return copy, told(pairs, resource), {id(original): made for made, original in pairs}
+
+    def _contained(self, permit: Permit, resource: Any) -> dict[str, tuple[Obligation, ...]]:
+        return {inner["resourceType"]: permit.view(inner["resourceType"]).obligations for inner in _contained(resource)}
+
+    def _reads_as(self, permit: Permit, stored: Stored, image: Any, new: Any, applies: int) -> None:
+        """What would be stored must read, for this caller, as what came in. Raises NotMergeable.
+
+        What it may not read at all any more shows nothing; whether it may be written is judged next.
+        """
+        copy = twin(image, [])
+        verdict = permit.judge(copy, "r", True)
+        if not verdict.shown:
+            return
+        if verdict.applies != applies:
+            raise NotMergeable
+        work = Work(permit, Tally(), self._redactor.tools(permit), True, True, stored.named)
+        try:
+            self._redactor.redact(copy, applies, work, mark=PLACE)
+        except (ResourceDropped, Unseen):
+            raise NotMergeable from None
+        if not agrees(_unmarked(copy, image, whole=False), new):
+            raise NotMergeable
+
+
+def _contained(resource: Any) -> list[dict[str, Any]]:
+    """The contained resources that are of a type of R4."""
+    found = resource.get("contained")
+    return (
+        [one for one in found if type(one) is dict and one.get("resourceType") in resource_types()] if type(found) is list else []
+    )
+
+
+# --- marks and labels -----------------------------------------------------------------------------------------------------
+
+
+def _created(content: Any, *, keep_id: bool) -> Any:
+    image = _unmarked(content, {}, whole=True)
+    if not keep_id:
+        image.pop("id", None)
+    return image
+
+
+def _unmarked(resource: Any, stored: Any, *, whole: bool) -> Any:
+    """A shallow copy without what the server alone says of versions, and without marks but those that are stored as such."""
+    meta = resource.get("meta")
+    if type(meta) is not dict:
+        return dict(resource)
+    kept = {name: value for name, value in meta.items() if name.removeprefix("_") not in _SERVERS}
+    own = stored.get("meta")
+    for name, mark in (("security", REDACTED), ("tag", SUBSETTED)):
+        if type(kept.get(name)) is list:
+            before = own.get(name) if type(own) is dict else None
+            known = [c for c in before if is_mark(c, mark)] if whole and type(before) is list else []
+            kept[name] = [c for c in kept[name] if not is_mark(c, mark)] + known
+            if not kept[name]:
+                del kept[name]
+    return {name: kept if name == "meta" else value for name, value in resource.items() if name != "meta" or kept}
+
+
+def _carry_labels(new: Any, view: Any) -> None:
+    """An update that says nothing of labels leaves them as they are."""
+    shown = view.get("meta")
+    if type(shown) is dict and "security" in shown:
+        meta = new.get("meta")
+        if type(meta) is not dict:
+            meta = {} if meta is None else meta
+        if type(meta) is dict and "security" not in meta:
+            new["meta"] = {**meta, "security": shown["security"]}
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------------
+
+
+def _hidden(reason: Reason) -> Denial:
+    return Denial(404, reason, "not-found", "no such resource for this caller")
+
+
+def _stale() -> Denial:
+    return Denial(412, Reason.STALE_VERSION, "conflict", "`If-Match` names another version than the current one")
+
+
+def _part() -> Denial:
+    """One text for every edit that cannot be merged, so that it tells nothing of what is hidden."""
+    text = "what was changed is, stands beside or may hold something that this caller may not see; nothing was written"
+    return Denial(403, Reason.HIDDEN_PART, "forbidden", text)
