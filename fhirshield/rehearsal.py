@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -55,12 +55,12 @@ class Outcome:
 class Stage:
     """Everything that stays the same over many rehearsals of one rule set."""
 
-    def __init__(self, rules: RuleSet) -> None:
+    def __init__(self, rules: RuleSet, *, hidden_narrative: str = "refuse") -> None:
         ring = Ring(b"rehearsal".ljust(32, b"."))
         self.rules = rules
         self._redact = Redactor(ring)
         self._written = Written(self._redact, 64)
-        self._receive = Receiver(_UPSTREAM, BASE, ring)
+        self._receive = Receiver(replace(_UPSTREAM, hidden_narrative=hidden_narrative), BASE, ring)
 
     def rehearse(self, principal: Principal, request: str, stored: list[Any], at: dt.datetime, body: Any = None) -> Outcome:
         """``request`` is method and target, below the upstream's path: ``GET /Patient/1``; ``body`` what a write brings."""

@@ -13,6 +13,7 @@ from fhirshield.authorize.caller import standing_of
 from fhirshield.authorize.resource import allows, denies, scope_grants, unknown_modifier
 from fhirshield.authorize.standing import RULE_LETTERS, RuleRow, Standing, TypeStanding
 from fhirshield.fhir.content import Misfit, named
+from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import same
 from fhirshield.fhir.reference import Literal
@@ -22,7 +23,8 @@ from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.rule import LINK, POLICY_TYPES, SECURITY
 
 _READING = "rs"
-Judged = Verdict | None
+_HOLDING = frozenset({"contained", "resource", "outcome"})
+"""The elements of R4 that are of type Resource."""
 
 
 class _Writer:
@@ -150,11 +152,12 @@ def _forbidden(writer: _Writer, verdict: Verdict) -> Denial:
 
 def _within(node: Any) -> Iterator[dict[str, Any]]:
     """The resources that stand within a resource, at any depth."""
-    for value in node.values() if type(node) is dict else node:
-        if type(value) is dict and "resourceType" in value:
-            yield value
-        if type(value) is dict or type(value) is list:
-            yield from _within(value)
+    for name, value in node.items():
+        for one in value if type(value) is list else [value]:
+            if type(one) is dict:
+                if name in _HOLDING and one.get("resourceType") in resource_types():
+                    yield one
+                yield from _within(one)
 
 
 # --- what decisions read ------------------------------------------------------------------------------------------------

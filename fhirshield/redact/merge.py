@@ -10,12 +10,12 @@ Arrays whose entries may hide something align by element id, or by entries that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fhirshield.fhir.absent import URL as ABSENT
 from fhirshield.fhir.json import same
-from fhirshield.fhir.path import Each, Name, Predicate, Segment, Where, predicate, reads
+from fhirshield.fhir.path import Each, Name, Segment, Where, predicate, reads
 from fhirshield.model import Obligation
 
 MISSING: Any = object()
@@ -46,9 +46,12 @@ class Merge:
         self._new = new
         self._origins = origins
         self._contained = contained
+        self._roots: frozenset[str] = frozenset()
+        """The elements of the resource that an obligation touches."""
 
     def __call__(self, stored: Any, obligations: tuple[Obligation, ...]) -> Any:
         """The new image. Raises NotMergeable."""
+        self._roots = frozenset(name for obligation in obligations for name in _first(obligation.path.segments))
         return self._object(stored, self._view, self._new, _paths(obligations))
 
     # --- objects ----------------------------------------------------------------------------------------------------
@@ -126,8 +129,24 @@ class Merge:
         return pairs
 
     def _within(self, entry: Any, live: Live) -> Live:
-        """The obligations that may bind in an entry, as far as this caller can tell."""
-        return tuple(_below(live, entry, self._view))
+        """The obligations that may bind in an entry, as far as this caller can tell.
+
+        A filter that reads what is hidden itself may have chosen any entry.
+        """
+        hidden = {name for path in live for name in _first(path[1:])}
+        found = []
+        for path in live:
+            step = path[0] if path else None
+            if step is None:
+                found.append(path)
+            elif isinstance(step, Each):
+                found.append(path[1:])
+            elif isinstance(step, Where):
+                of_entry, of_root = reads(step.expression)
+                unsure = _plain(of_entry) & hidden or _plain(of_root) & self._roots
+                if unsure or predicate(step.expression)(entry, self._view):
+                    found.append(path[1:])
+        return tuple(found)
 
     def _filters_stay(self, seen: Any, now: Any, live: Live) -> None:
         """An edit may not change whether a filter chooses the entry, or what another chooses by."""
@@ -192,17 +211,13 @@ def _on(live: Live, name: str) -> Live:
     return tuple(dict.fromkeys(found))
 
 
-def _below(live: Live, entry: Any, root: Any) -> Iterator[tuple[Segment, ...]]:
-    for path in live:
-        step = path[0] if path else None
-        if step is None:
-            yield path
-        elif isinstance(step, Each) or (isinstance(step, Where) and _test(step)(entry, root)):
-            yield path[1:]
+def _first(segments: tuple[Segment, ...]) -> frozenset[str]:
+    """The elements that a path goes on with."""
+    return _plain(segments[0].names) if segments and isinstance(segments[0], Name) else frozenset()
 
 
-def _test(step: Where) -> Predicate:
-    return predicate(step.expression)
+def _plain(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name.removeprefix("_") for name in names)
 
 
 # --- values -------------------------------------------------------------------------------------------------------------

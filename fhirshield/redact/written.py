@@ -120,10 +120,10 @@ class Written:
                 image.get("meta", {}).pop(name, None)
             if not image.get("meta", True):
                 del image["meta"]
+            name_again(image, names_before, names_after)
             self._reads_as(permit, stored, image, after, seen.applies)
         except NotMergeable:
             raise Refused(_part()) from None
-        name_again(image, names_before, names_after)
         return image
 
     def _nameless(self, resource: Any, permit: Permit) -> tuple[Any, Told, dict[int, Any]]:
