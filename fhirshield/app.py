@@ -322,7 +322,9 @@ async def _heads(ground: Ground) -> None:
 
 async def _recovery(ground: Ground) -> None:
     """Learn what became of writes whose outcome is not known."""
-    recovery = Recovery(ground.journal, lambda: ground.servers, ground.ring.digest, lambda: dt.datetime.now(dt.UTC))
+    patience = max(upstream.answer_timeout for upstream in ground.settings.upstreams)
+    now = lambda: dt.datetime.now(dt.UTC)  # noqa: E731
+    recovery = Recovery(ground.journal, lambda: ground.servers, ground.ring.digest, now, patience)
     await recovery.run()
 
 

@@ -70,6 +70,12 @@ class Denial:
     """FHIRPaths into the caller's own body."""
 
 
+def misfit(place: str) -> Denial:
+    """The refusal of a body in which something stands where R4 has nothing like it; ``place`` is its FHIRPath."""
+    text = f"`{place}` is not an element that R4 has there"
+    return Denial(422, Reason.UNKNOWN_ELEMENT, "structure", text, expression=(place,))
+
+
 class Refused(Exception):
     """Carries a Denial from any step to the door."""
 

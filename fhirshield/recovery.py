@@ -20,11 +20,9 @@ from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.page import link_target
 from fhirshield.outbound.fhir_server import FhirServer
 
-INTERVAL = 15.0
+INTERVAL = 5.0
 """Seconds between rounds."""
-PATIENCE = 60.0
-"""Seconds after an intent before its outcome is asked for: the upstream may still be at it."""
-TRIES = 20
+TRIES = 60
 """Rounds after which an intent that no history tells of is left to people."""
 MOST_PAGES = 5
 SKEW = 300.0
@@ -46,8 +44,9 @@ class Recovery:
 
     def __init__(
         self, journal: Journal, servers: Callable[[], Mapping[str, FhirServer]], digest: Callable[[str, bytes], str],
-        now: Callable[[], dt.datetime], patience: float = PATIENCE,
+        now: Callable[[], dt.datetime], patience: float,
     ) -> None:  # fmt: skip
+        """``patience``: seconds after an intent before its outcome is asked for, since the upstream may still be at it."""
         self._journal = journal
         self._servers = servers
         self._digest = digest

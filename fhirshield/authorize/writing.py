@@ -18,7 +18,7 @@ from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import same
 from fhirshield.fhir.reference import Literal
 from fhirshield.fhir.subjects import has_subject, patients_of
-from fhirshield.model import Denial, Draft, Permit, Reason, Stored, Verdict, Writing
+from fhirshield.model import Denial, Draft, Permit, Reason, Stored, Verdict, Writing, misfit
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.rule import LINK, POLICY_TYPES, SECURITY
 
@@ -108,9 +108,7 @@ def draft(permit: Permit, stored: Stored, image: Any, rules: RuleSet) -> Draft |
     try:
         refers = _added(image, before, writer.stand.bases) if image is not None else {}
     except Misfit as error:
-        place = str(error.args[0])
-        text = f"`{place}` is not an element that R4 has there"
-        return Denial(422, Reason.UNKNOWN_ELEMENT, "structure", text, expression=(place,))
+        return misfit(str(error.args[0]))
     except _Odd as error:
         return _not_visible(str(error.args[0]))
     images = [one for one in (before, image) if one is not None]

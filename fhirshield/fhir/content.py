@@ -32,6 +32,8 @@ def primitives(resource: Any) -> Iterator[Primitive]:
 def _object(node: dict[str, Any], kind: str, plain: str, place: str) -> Iterator[Primitive]:
     known = type_of(kind)
     assert known is not None
+    if not node:  # nothing is ever empty (FHIR R4 §2.6.2.1)
+        raise Misfit(place)
     chosen: dict[str, str] = {}
     for name, value in node.items():
         element = known.elements.get(name.removeprefix("_"))
@@ -46,7 +48,7 @@ def _object(node: dict[str, Any], kind: str, plain: str, place: str) -> Iterator
 
 
 def _values(value: Any, element: Element, plain: str, place: str, *, sibling: bool) -> Iterator[Primitive]:
-    if element.many is not (type(value) is list):
+    if element.many is not (type(value) is list) or value == []:
         raise Misfit(place)
     for index, one in enumerate(value) if element.many else ((None, value),):
         here = place if index is None else f"{place}[{index}]"

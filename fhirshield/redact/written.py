@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fhirshield.fhir.content import Misfit, primitives
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Kind
 from fhirshield.fhir.patch import PatchError, apply
-from fhirshield.model import Denial, Obligation, Permit, Reason, Refused, Stored, Tally, TypeView
+from fhirshield.model import Denial, Obligation, Permit, Reason, Refused, Stored, Tally, TypeView, misfit
 from fhirshield.redact.body import PLACE, REDACTED, SUBSETTED, Redactor, Unseen, Work, is_mark, silence
 from fhirshield.redact.mend import ResourceDropped
 from fhirshield.redact.merge import Merge, NotMergeable, Told, agrees, name_again, roots_stay, told, twin
@@ -59,6 +60,7 @@ class Written:
         new = self._patched(interaction.content, seen.view) if interaction.kind is Kind.PATCH else interaction.content
         if type(new) is not dict or new.get("resourceType") != interaction.type or new.get("id") != interaction.id:
             raise Refused(Denial(422, Reason.MALFORMED_REQUEST, "invalid", "a write changes neither type nor id"))
+        _check_shape(new)
         new = _unmarked(new, stored.resource, whole=whole)
         if interaction.kind is Kind.UPDATE:
             _carry_labels(new, _unmarked(seen.view, stored.resource, whole=whole))
@@ -158,6 +160,15 @@ class Written:
             raise NotMergeable from None
         if not agrees(_unmarked(copy, image, whole=False), new):
             raise NotMergeable
+
+
+def _check_shape(new: Any) -> None:
+    """What came back must be R4 before it is merged: else what is hidden could show in how it fails. Raises Refused."""
+    try:
+        for _ in primitives(new):
+            pass
+    except Misfit as error:
+        raise Refused(misfit(str(error.args[0]))) from None
 
 
 def _contained(resource: Any) -> list[dict[str, Any]]:

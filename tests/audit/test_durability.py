@@ -207,8 +207,8 @@ async def test_whatever_the_disk_refuses_nobody_is_answered_and_it_recovers(
 
 
 @contextlib.asynccontextmanager
-async def around(folder: Path) -> AsyncIterator[tuple[Issuer, int]]:
-    """A store and an issuer, and settings of a shield that is yet to be started; yields the issuer and the shield's port."""
+async def around(folder: Path, upstream: Any = None, answer: str = "30s") -> AsyncIterator[tuple[Issuer, int]]:
+    """A store (or an upstream) and an issuer, and settings of a shield that is yet to be started; yields issuer and port."""
     sockets = [listener() for _ in range(2)]
     store_url, issuer_url = (f"http://127.0.0.1:{s.getsockname()[1]}" for s in sockets)
     issuer, store = Issuer(issuer_url), Store(f"{store_url}/fhir", 20)
@@ -221,11 +221,11 @@ async def around(folder: Path) -> AsyncIterator[tuple[Issuer, int]]:
     settings = {
         "listen": f"127.0.0.1:{port}", "public_url": "https://shield.example", "rules": "rules.yaml", "audit": {"journal": "audit"},
         "issuers": {"demo": {"issuer": issuer_url, "jwks_file": "jwks.json", "profile": "smart"}},
-        "upstreams": [{"path": "/fhir", "url": f"{store_url}/fhir", "issuers": ["demo"]}],
+        "upstreams": [{"path": "/fhir", "url": f"{store_url}/fhir", "issuers": ["demo"], "timeout": {"answer": answer}}],
     }  # fmt: skip
     (folder / "fhirshield.yaml").write_text(yaml.safe_dump(settings))
     async with contextlib.AsyncExitStack() as stack:
-        for application, bound in ((store, sockets[0]), (issuer, sockets[1])):
+        for application, bound in ((upstream or store, sockets[0]), (issuer, sockets[1])):
             await stack.enter_async_context(serving(application, bound, {"log_config": None, "lifespan": "off"}))
         yield issuer, port
 

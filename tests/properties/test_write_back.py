@@ -105,7 +105,11 @@ def unseen(stored: Any, view: Any) -> Counter[tuple[tuple[str, ...], str]]:
     """The values that are stored and not shown, names in references aside."""
     hidden = Counter(leaves(stored)) - Counter(leaves(view))
     return Counter(
-        {key: n for key, n in hidden.items() if not NAMES & set(key[0]) and key[0][0] not in {"text", "meta", "section"}}
+        {
+            key: n
+            for key, n in hidden.items()
+            if not NAMES & {name.removeprefix("_") for name in key[0]} and key[0][0] not in {"text", "meta", "section"}
+        }
     )
 
 
