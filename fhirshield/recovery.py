@@ -25,6 +25,8 @@ INTERVAL = 5.0
 TRIES = 60
 """Rounds after which an intent that no history tells of is left to people."""
 MOST_PAGES = 5
+LEAST_ID = 16
+"""Characters of a request's id that HAPI keeps in ``meta.source``."""
 SKEW = 300.0
 """Seconds by which the upstream's clock may differ."""
 _log = logging.getLogger("fhirshield")
@@ -87,7 +89,7 @@ class Recovery:
             since = dt.datetime.fromisoformat(entry["time"]) - dt.timedelta(seconds=SKEW)
             query = (("_since", since.isoformat(timespec="seconds")), ("_count", "100"))
             versions = await self._history(server, (entry["type"], "_history"), query, entry["type"])
-            made = next((v for v in versions or () if self._is_it(v, entry)), None)
+            made = self._found(versions or [], entry)
             return ("carried out", {"id": made.id, "version": made.version}) if made else None
         versions = await self._history(server, (entry["type"], entry["id"], "_history"), (("_count", "100"),), entry["type"])
         if versions is None:
@@ -97,7 +99,7 @@ class Recovery:
     def _of_instance(self, versions: list[Version], entry: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
         """What the versions of one resource, newest first, tell of a write over one of them."""
         if entry["creates"]:
-            made = next((v for v in versions if self._is_it(v, entry)), None)
+            made = self._found(versions, entry)
             if made:
                 return "carried out", {"version": made.version}
             return ("not carried out", {}) if not versions else None
@@ -109,16 +111,19 @@ class Recovery:
         after = versions[place - 1]
         if entry["interaction"] == "delete":
             return ("carried out", {}) if after.resource is None else None
-        return ("carried out", {"version": after.version}) if self._is_it(after, entry) else None
+        return ("carried out", {"version": after.version}) if self._found([after], entry) else None
 
-    def _is_it(self, version: Version, entry: dict[str, Any]) -> bool:
-        if version.resource is None:
-            return False
-        meta = version.resource.get("meta")
-        source = meta.get("source") if isinstance(meta, dict) else None
-        if isinstance(source, str) and source.endswith(f"#{entry['decision']}"):
-            return True
-        return content_digest(version.resource, self._digest) == str(entry["content"])
+    def _found(self, versions: list[Version], entry: dict[str, Any]) -> Version | None:
+        """The version that a write made: by the request's id, else the only one with its content."""
+        there = [version for version in versions if version.resource is not None]
+        for version in there:
+            meta = version.resource.get("meta")
+            source = meta.get("source") if isinstance(meta, dict) else None
+            request = source.rpartition("#")[2] if isinstance(source, str) and "#" in source else ""
+            if len(request) >= LEAST_ID and entry["decision"].startswith(request):
+                return version
+        equal = [v for v in there if content_digest(v.resource, self._digest) == entry["content"]]
+        return equal[0] if len(equal) == 1 else None
 
     async def _history(
         self, server: FhirServer, segments: tuple[str, ...], query: tuple[tuple[str, str], ...], name: str

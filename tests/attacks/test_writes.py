@@ -32,11 +32,11 @@ def body_of(case: dict[str, Any], here: World) -> bytes | None:
     return text.replace("{origin}", here.upstream.removesuffix("/fhir")).encode()
 
 
-async def ask(case: dict[str, Any], here: World) -> Reply:
+async def ask(case: dict[str, Any], here: World, bearer: str) -> Reply:
     method, _, path = case["request"].partition(" ")
     kind = "application/json-patch+json" if method == "PATCH" else "application/fhir+json"
     headers = {"Content-Type": kind, **case.get("headers", {})}
-    return await here.ask(path, token(here, case["caller"]), method, data=body_of(case, here), headers=headers)
+    return await here.ask(path, bearer, method, data=body_of(case, here), headers=headers)
 
 
 @pytest.mark.promise
@@ -48,7 +48,7 @@ async def test_no_write_reaches_further_than_its_writer_may(tmp_path: Path) -> N
             here.store.clear()
             here.store.load(CORPUS["stored"])
             here.seen.clear()
-            reply = replies[case["name"]] = await ask(case, here)
+            reply = replies[case["name"]] = await ask(case, here, token(here, case["caller"]))
             wrote = [row for row in here.seen if row[0] not in {"GET"}]
             last = [row for row in here.records() if row["decision"] == reply.headers["x-request-id"]]
             problems = [
