@@ -46,7 +46,7 @@ from fhirshield.recovery import Recovery
 from fhirshield.redact import Redactor
 from fhirshield.redact.written import Written
 from fhirshield.ring import Ring, load_key
-from fhirshield.serving import serving
+from fhirshield.serving import renew, secured, serving
 from fhirshield.settings import Credential, Issuer, Settings, Sink, load
 from fhirshield.settings import Introspection as IntrospectionSettings
 from fhirshield.shield import Shield
@@ -65,7 +65,7 @@ RETIREMENT = 60.0
 _SMALL = 4 << 20
 """Bytes of an issuer's document."""
 _log = logging.getLogger("fhirshield")
-_FIXED = ("host", "port", "admin", "audit", "ring_file", "state")
+_FIXED = ("host", "port", "admin", "audit", "ring_file", "state", "tls")
 """Settings that a running process cannot change."""
 
 
@@ -104,6 +104,8 @@ class Ground:
                 fault = Fault(self.settings.file, "", f"{', '.join(changed)} cannot change while serving", "restart")
                 raise OperatorError([fault])
             works = _works(settings, rules, self, pools)
+            if self.entrance.tls is not None and settings.tls is not None:
+                renew(self.entrance.tls, settings.tls)
         except OperatorError as error:
             for fault in error.faults:
                 _log.error("reload refused, the last good settings and rules stay in force: %s", fault)
@@ -155,6 +157,7 @@ def build(settings: Settings) -> Entrance:
     key = _key(settings.audit.key_file, "journal")
     journal = Journal(settings.audit.journal, key, settings.audit.witness, observe=metrics.recorded)
     entrance = Entrance()
+    entrance.tls = secured(settings.tls) if settings.tls else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -288,9 +291,10 @@ def _keys(name: str, issuer: Issuer, ground: Ground) -> Keys:
     if known is not None and known[0] == issuer:
         return known[1]
     if issuer.jwks_file:
-        made = Keys(JwksFile(issuer.jwks_file))
+        made = Keys(JwksFile(issuer.jwks_file), issuer=issuer.issuer, hints=ground.state)
     else:
-        made = Keys(JwksUrl(issuer.jwks_url, ground.issuers) if issuer.jwks_url else NoKeys())
+        source = JwksUrl(issuer.jwks_url, ground.issuers) if issuer.jwks_url else NoKeys()
+        made = Keys(source, issuer=issuer.issuer, hints=ground.state)
     ground.keys[name] = (issuer, made)
     return made
 
@@ -345,7 +349,8 @@ def _files(settings: Settings) -> Mapping[str, tuple[int, int]]:
     folder = rules if rules.is_dir() else rules.parent
     inside = [path for path in folder.rglob("*") if path.suffix in {".yaml", ".json"} and path.is_file()]
     found = {}
-    for path in [Path(settings.file), *inside]:
+    secrets = [settings.tls.certificate_file, settings.tls.key_file] if settings.tls else []
+    for path in [Path(settings.file), *inside, *secrets]:
         with contextlib.suppress(OSError):
             status = path.stat()
             found[str(path)] = (status.st_mtime_ns, status.st_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import os
+import ssl
 import time
 import zoneinfo
 from collections.abc import Callable, Mapping
@@ -64,6 +65,8 @@ class Entrance:
         """Requests that are whole and not yet answered."""
         self._reading = 0
         """Bodies that are on their way; they hold nobody else up."""
+        self.tls: ssl.SSLContext | None = None
+        """What connections are secured by, where no proxy in front does it."""
         self.stopping = False
         """Set when the process was told to end: what is under way is finished."""
 
@@ -117,7 +120,9 @@ class Entrance:
                 self._reading -= 1
         if denial is not None:
             return await shield.refuse(denial, story, respond)
-        request = Request(scope["method"], path, scope["query_string"], list(scope["headers"]), body, address, now, decision)
+        request = Request(
+            scope["method"], path, scope["query_string"], list(scope["headers"]), body, address, now, decision, _certificate(scope)
+        )
         self.under_way += 1
         try:
             await shield.exchange(request, story, respond)
@@ -128,6 +133,12 @@ class Entrance:
         """Count what the HTTP parser refused, from its hook: there is no request to record."""
         if self.quota is not None and self.works is not None:
             self.quota.count(address, Reason.UNPARSED.value, dt.datetime.now(self.works.zone))
+
+
+def _certificate(scope: Scope) -> str:
+    """The digest of the client's certificate that the guard noted, if the connection showed one."""
+    extensions = scope.get("extensions")
+    return str(extensions["tls"]["client_certificate"]) if extensions else ""
 
 
 def _busy() -> Denial:

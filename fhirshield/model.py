@@ -118,7 +118,7 @@ class Situation:
     proof: str = ""
     """The DPoP proof that came with it, still unverified."""
     certificate: str = ""
-    """SHA-256 of the client's certificate (base64url), where a trusted proxy says so."""
+    """SHA-256 of the client's certificate (base64url), as the connection or a trusted proxy shows it."""
     method: str = ""
     url: str = ""
     """The request's URL as clients see it, without its query."""

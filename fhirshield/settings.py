@@ -152,6 +152,16 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """Files of the FHIR side's own TLS."""
+
+    certificate_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+    """Who may issue clients' certificates; without it none is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything an operator decides but the rules."""
 
@@ -170,6 +180,7 @@ class Settings:
     limits: Limits
     state: State = State()
     proxies: Proxies = Proxies()
+    tls: Tls | None = None
 
 
 def load(path: Path) -> Settings:
@@ -237,6 +248,7 @@ def _settings(found: Document, folder: Path) -> Settings:
             tuple(ipaddress.ip_network(text, strict=False) for text in raw.get("trusted_proxies", ()) if _network(text)),
             raw.get("client_certificate_header", "").lower(),
         ),
+        tls=Tls(**{name: folder / file for name, file in raw["tls"].items()}) if "tls" in raw else None,
     )
 
 

@@ -19,6 +19,8 @@ from fhirshield.document import schema_of
 from fhirshield.errors import OperatorError
 from fhirshield.settings import NOT_YET, load
 from tests.authenticate.test_binding import CERTIFICATE, KEY, THUMBPRINT, proof
+from tests.authenticate.test_tls import SETTINGS as TLS
+from tests.authenticate.test_tls import certificate, client
 from tests.test_shield import NURSE, upstream_saying
 from tests.world import OPEN, World, merged, world
 
@@ -77,6 +79,15 @@ async def told(folder: Path, changes: Any) -> Any:
 
 async def _listen(folder: Path) -> None:
     assert (await told(folder, {"listen": "0.0.0.0:9"})).port == 9
+
+
+async def _tls(folder: Path) -> None:
+    for name in ("server", "clients", "app"):
+        certificate(folder, name, "clients" if name == "app" else "")
+    async with world(folder, settings=TLS) as here:
+        bound = here.token(cnf={"x5t#S256": certificate(folder, "mine", "clients")})
+        assert (await here.ask("/Patient/pat-1", bound, ssl=client(folder, "mine"))).status == 200
+        assert (await here.ask("/Patient/pat-1", bound, ssl=client(folder, "app"))).status == 401
 
 
 async def _public_url(folder: Path) -> None:
@@ -393,6 +404,9 @@ EFFECTS: dict[str, Effect] = {
     "client_certificate_header": _certificate_header,
     "listen": _listen,
     "public_url": _public_url,
+    "tls.certificate_file": _tls,
+    "tls.key_file": _tls,
+    "tls.client_ca_file": _tls,
     "issuers.*.issuer": _issuer,
     "issuers.*.jwks_url": _jwks_url,
     "issuers.*.jwks_file": _jwks_file,

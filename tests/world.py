@@ -105,6 +105,7 @@ async def world(
     """A running world. ``settings`` are merged over the plain ones; ``upstream`` replaces the store (an ASGI app or a URL)."""
     sockets = [listener() for _ in range(3)]
     store_url, issuer_url, url = (f"http://127.0.0.1:{s.getsockname()[1]}" for s in sockets)
+    url = url.replace("http:", "https:") if settings and "tls" in settings else url
     issuer, store = Issuer(issuer_url), Store(f"{store_url}/fhir", page)
     store.load(generate(12))
     seen: list[tuple[str, bytes, dict[str, str]]] = []
@@ -132,8 +133,9 @@ async def world(
     loaded = load(folder / "fhirshield.yaml")
     async with contextlib.AsyncExitStack() as stack:
         entrance = build(loaded)
-        for application, bound in ((watched, sockets[0]), (issuer, sockets[1]), (entrance, sockets[2])):
+        for application, bound in ((watched, sockets[0]), (issuer, sockets[1])):
             await stack.enter_async_context(serving(application, bound, server_options(loaded)))
+        await stack.enter_async_context(serving(entrance, sockets[2], server_options(loaded, entrance.tls)))
         session = await stack.enter_async_context(
             aiohttp.ClientSession(skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"), auto_decompress=False)
         )

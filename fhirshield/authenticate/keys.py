@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
+import hashlib
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from joserfc.jwk import ECKey, RSAKey, import_key
 
 from fhirshield.errors import Unavailable
 from fhirshield.outbound.issuer import KeySource
+from fhirshield.state import ExpiringMap
 
 TTL = 300.0
 """Seconds for which fetched keys are fresh."""
@@ -25,6 +28,8 @@ COOLDOWN = 10.0
 """Seconds between fetches for a ``kid`` that is not known."""
 STALE_GRACE = 3600.0
 """Seconds for which keys serve beyond their TTL while the issuer is away."""
+MOST_HINTS = 1000
+_FOUND, _MISSING = b"found", b"missing"
 CURVES = {"P-256", "P-384", "P-521"}
 RSA_BITS = range(2048, 8193)
 
@@ -34,8 +39,15 @@ Key = RSAKey | ECKey
 class Keys:
     """The keys of one issuer."""
 
-    def __init__(self, source: KeySource, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, source: KeySource, clock: Callable[[], float] = time.monotonic, *, issuer: str = "", hints: ExpiringMap | None = None
+    ) -> None:
         self._source = source
+        self._issuer = issuer
+        self._hints = hints
+        """What replicas tell each other of an issuer's key ids: that one was found, or was not. Never keys."""
+        self._followed: set[str] = set()
+        """Hints that were followed."""
         self._clock = clock
         self._keys: list[tuple[str, Key]] = []
         self._fetched = float("-inf")
@@ -49,10 +61,39 @@ class Keys:
         if self._clock() - self._fetched > TTL:
             await self._refresh(TTL)
         found = self._select(kid)
-        if not found and self._clock() - self._tried > COOLDOWN:
-            await self._refresh(COOLDOWN)
-            found = self._select(kid)
+        if not found and kid:
+            found = await self._seek(kid)
         return found
+
+    async def _seek(self, kid: str) -> list[Key]:
+        """Look for an unknown ``kid`` at the issuer: after a cooldown, or at once where another replica has found it.
+
+        Where another has just looked in vain, the issuer is spared.
+        """
+        name = hashlib.sha256(f"{self._issuer}\n{kid}".encode()).hexdigest()
+        hint = await self._hint(name)
+        if hint == _FOUND and name not in self._followed:
+            if len(self._followed) >= MOST_HINTS:
+                self._followed.clear()
+            self._followed.add(name)
+            await self._refresh(0.0)
+        elif hint != _MISSING and self._clock() - self._tried > COOLDOWN:
+            await self._refresh(COOLDOWN)
+            await self._tell(name, _FOUND if self._select(kid) else _MISSING)
+        return self._select(kid)
+
+    async def _hint(self, name: str) -> bytes | None:
+        if self._hints is None:
+            return None
+        try:
+            return await self._hints.get(f"jwks:{name}")
+        except Unavailable:
+            return None
+
+    async def _tell(self, name: str, what: bytes) -> None:
+        if self._hints is not None:
+            with contextlib.suppress(Unavailable):
+                await self._hints.put(f"jwks:{name}", what, TTL if what == _FOUND else COOLDOWN)
 
     def _select(self, kid: str | None) -> list[Key]:
         return [key for name, key in self._keys if kid is None or not name or name == kid]
@@ -61,7 +102,7 @@ class Keys:
         """Fetch once for all who wait, unless a try within ``older`` (and the cooldown) has been made already."""
         async with self._lock:
             now = self._clock()
-            if now - self._tried <= min(older, COOLDOWN):
+            if older and now - self._tried <= min(older, COOLDOWN):
                 self._require(now)
                 return
             self._tried = now

@@ -8,6 +8,7 @@ Everything that is wrong with settings, rules or key files is said at once, and 
 from __future__ import annotations
 
 import argparse
+import ssl
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     to_stderr()
     settings = load(options.settings)
     entrance = build(settings)
-    config = uvicorn.Config(entrance, **server_options(settings))
+    config = uvicorn.Config(entrance, **server_options(settings, entrance.tls))
     _Server(config, entrance).run()
     return 0
 
@@ -49,9 +50,10 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def server_options(settings: Settings) -> dict[str, Any]:
+def server_options(settings: Settings, tls: ssl.SSLContext | None = None) -> dict[str, Any]:
     """How uvicorn is run: httptools behind the guard (docs/adr/0002), no logs of targets, no trust in proxies."""
     return {
+        "ssl_context_factory": (lambda config, default: tls) if tls else None,
         "host": settings.host,
         "port": settings.port,
         "http": Guard,

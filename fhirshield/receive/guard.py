@@ -8,6 +8,8 @@ Whatever is refused is counted, and answered only where no other answer of the c
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import re
 from typing import Any
 
@@ -46,12 +48,18 @@ class Guard(HttpToolsProtocol):
     _begun = False
     _headed = False
     _size = 0
+    _certificate = ""
+    """SHA-256 (base64url) of the client's certificate (RFC 8705 §3.1)."""
 
     # --- time -------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection that stays silent does not stay."""
         super().connection_made(transport)
+        secure = transport.get_extra_info("ssl_object")
+        shown = secure.getpeercert(binary_form=True) if secure is not None else None
+        if shown:
+            self._certificate = base64.urlsafe_b64encode(hashlib.sha256(shown).digest()).rstrip(b"=").decode()
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -141,6 +149,8 @@ class Guard(HttpToolsProtocol):
             raise _Ambiguous
         if self.parser.should_upgrade() and (codings or any(name == b"content-length" for name, _ in self.headers)):
             raise _Ambiguous
+        if self._certificate:
+            self.scope["extensions"] = {"tls": {"client_certificate": self._certificate}}
         super().on_headers_complete()
 
     # --- refusing -----------------------------------------------------------------------------------------------------

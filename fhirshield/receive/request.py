@@ -34,6 +34,8 @@ class Request:
     address: str
     now: dt.datetime
     decision: str
+    certificate: str = ""
+    """SHA-256 (base64url) of the certificate that the client showed on this connection."""
 
 
 class Receiver:
@@ -60,11 +62,12 @@ class Receiver:
         headers = self._headers(request)
         origin = headers.get("origin", "")
         scheme, credential = head.credential(headers)
-        address, shown = request.address, ""
+        address, certificate = request.address, request.certificate
         if proxies.trusted:
             address = head.client_address(headers.get("x-forwarded-for", ""), address, proxies.trusted)
             if head.is_trusted(request.address, proxies.trusted):
                 shown = headers.get(proxies.certificate_header, "")
+                certificate = head.certificate(shown) if shown else ""  # the connection's is the proxy's own
         return Situation(
             upstream=self._upstream.path,
             base=self._base,
@@ -76,7 +79,7 @@ class Receiver:
             origin=origin if origin in self._upstream.origins else "",
             scheme=scheme,
             proof=headers.get("dpop", ""),
-            certificate=head.certificate(shown) if shown else "",
+            certificate=certificate,
             method=request.method,
             url=self._public_url + request.path.decode("latin-1"),
             habits=self._habits,

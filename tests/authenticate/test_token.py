@@ -18,6 +18,7 @@ from fhirshield.authenticate.keys import COOLDOWN, STALE_GRACE, TTL, Keys, usabl
 from fhirshield.errors import Unavailable
 from fhirshield.model import Principal, Refused, Situation
 from fhirshield.settings import Credential, Issuer, RoleSource, Upstream
+from fhirshield.state.memory import MemoryMap
 
 NOW = 1_767_225_600.0
 AUDIENCE = "https://shield.example/fhir"
@@ -226,6 +227,41 @@ async def test_an_unknown_kid_is_looked_for_once_a_cooldown() -> None:
     for _ in range(50):
         assert await keys.candidates("nope") == []
     assert source.fetched == 2
+
+
+async def test_replicas_tell_each_other_of_key_ids_never_of_keys() -> None:
+    """What one replica found at the issuer the others fetch at once; what it looked for in vain they do not ask for."""
+    hints, clock = MemoryMap(), [1000.0]
+    source = Source(public(EC))
+    one, two = (Keys(source, clock=lambda: clock[0], issuer="https://idp.example", hints=hints) for _ in range(2))
+    assert await one.candidates("ec") and await two.candidates("ec")
+    clock[0] += COOLDOWN + 1
+    assert await one.candidates("nope") == [] and source.fetched == 3
+    assert await two.candidates("nope") == [] and source.fetched == 3  # the issuer is spared
+    source.keys = [{**public(OTHER), "kid": "new"}]
+    assert await two.candidates("new") and source.fetched == 4
+    assert await one.candidates("new") and source.fetched == 5  # within its own cooldown
+    assert all(value in {b"found", b"missing"} for _, value in hints._entries.values())
+    forger = Keys(Source(public(EC)), clock=lambda: clock[0], issuer="https://idp.example", hints=hints)
+    for _ in range(20):
+        assert await forger.candidates("new") == []  # a hint is followed once; it opens nothing
+    assert forger._source.fetched <= 2  # type: ignore[attr-defined]
+
+
+async def test_without_the_shared_state_each_replica_seeks_keys_by_itself() -> None:
+    class Away(MemoryMap):
+        async def get(self, key: str) -> bytes | None:
+            raise Unavailable("away")
+
+        async def put(self, key: str, value: bytes, seconds: float) -> None:
+            raise Unavailable("away")
+
+    clock, source = [1000.0], Source(public(EC))
+    keys = Keys(source, clock=lambda: clock[0], issuer="x", hints=Away())
+    assert await keys.candidates("ec") and await keys.candidates("new") == []
+    clock[0] += COOLDOWN + 1
+    source.keys = [{**public(OTHER), "kid": "new"}]
+    assert await keys.candidates("new")
 
 
 async def test_good_keys_outlive_their_issuer_for_a_while() -> None:
