@@ -317,6 +317,8 @@ class Permit:
     """Digest of the rule set."""
     notes: tuple[str, ...]
     """Conjuncts that are absent by configuration, for the record."""
+    thins: bool = False
+    """Matches of the search may be withheld, so that the upstream's pages and links are not ours."""
     overwrites: bool = False
     """An update replaces the whole: nothing of the type is hidden from this caller, or nothing of it is shown or redacted."""
     writing: Writing | None = None

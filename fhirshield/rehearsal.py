@@ -23,7 +23,7 @@ from fhirshield.forward import not_found
 from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Stored, Tally
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
-from fhirshield.redact import Redactor
+from fhirshield.redact import Redactor, Searchset
 from fhirshield.redact.body import Withheld
 from fhirshield.redact.written import Written
 from fhirshield.rewrite import rewrite
@@ -77,7 +77,12 @@ class Stage:
             if interaction.writes:
                 permit = self._weighed(permit, stored)
             answer = _answer(permit, stored)
-            view = self._redact(answer)
+            if interaction.searches:
+                page = Searchset(self._redact, answer.plan)
+                page.add(answer)
+                view = page.view()
+            else:
+                view = self._redact(answer)
             told = fhir_json.decode(view.body) if view.body else None
             return Outcome(view.status, view.reason, view.rule, told, view.tally, interaction, situation, permit)
         except Withheld as refused:

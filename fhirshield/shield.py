@@ -25,19 +25,21 @@ from fhirshield.errors import Unavailable
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.forward import Forwarder
 from fhirshield.gather import Gatherer
-from fhirshield.model import Denial, Permit, Principal, Reason, Receipt, Refused, Situation, Stored, Tally, View
+from fhirshield.model import Denial, Permit, Plan, Principal, Reason, Receipt, Refused, Situation, Stored, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
-from fhirshield.redact import Redactor
+from fhirshield.redact import Redactor, Searchset
 from fhirshield.redact.body import Withheld
 from fhirshield.redact.written import Written
 from fhirshield.respond import preflight, refusal
-from fhirshield.rewrite import rewrite
+from fhirshield.rewrite import onward, rewrite
 from fhirshield.ring import Ring
 
 Respond = Callable[[View, Receipt, Situation, bool], Awaitable[int]]
 """(view, receipt, situation, headers only) -> bytes of body sent"""
 
+MOST_PAGES = 10
+"""Pages of the upstream that one page of ours may cost."""
 _log = logging.getLogger("fhirshield")
 _PUBLIC = {Kind.CAPABILITIES, Kind.SMART_CONFIGURATION, Kind.PREFLIGHT}
 
@@ -95,7 +97,10 @@ class Shield:
                 permit = await self._weigh(permit, story)
                 await self._intend(permit, story)
             plan = rewrite(interaction, permit)
-            view = self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
+            if interaction.searches:
+                view = await self._searched(plan)
+            else:
+                view = self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
             receipt = await self._record(permit, view)
             await self._respond(view, receipt, story, respond)
         except Refused as refused:
@@ -106,6 +111,18 @@ class Shield:
             _log.error("unforeseen %s in exchange %s at %s", type(error).__name__, request.decision, _place(error))
             denial = Denial(500, Reason.INTERNAL, "exception", "the shield could not decide this request")
             await self.refuse(_unknown() if story.intended else denial, story, respond)
+
+    async def _searched(self, plan: Plan) -> View:
+        """A page of our own, from as many of the upstream's as it takes, within a budget."""
+        page = Searchset(self._redact, plan)
+        for last in (*(False,) * (MOST_PAGES - 1), True):
+            onwards = page.add(await self._forward(plan))
+            if onwards is None:
+                break
+            if last:
+                page.give_up()
+            plan = onward(plan, *onwards)
+        return page.view()
 
     async def _weigh(self, permit: Permit, story: Story) -> Permit:
         """Judge a write by what is stored, what it would become, and what it names; everything is read fresh."""

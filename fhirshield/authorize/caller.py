@@ -61,6 +61,7 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         binding=binding,
         rules=rules.digest,
         notes=NOTES,
+        thins=interaction.letter == "s" and (criteria is not None or not _all_found(found)),
         overwrites=interaction.writes and _overwrites(stand, found),
     )
 
@@ -68,6 +69,13 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
 def _reading_letter(interaction: Interaction) -> str:
     """What rules call the way in which an answer is seen: what a write gives back is seen as a read would show it."""
     return "r" if interaction.writes else RULE_LETTERS[interaction.rule_name]
+
+
+def _all_found(found: TypeStanding) -> bool:
+    """Whether no match of a search can be withheld from this caller."""
+    scopes = [row for row in found.scopes if "s" in row.letters and row.judge is None and not row.limited]
+    rows = [row for row in found.allows if "s" in row.letters and row.judge is None]
+    return bool(scopes and rows) and not found.denies and not found.withheld_by
 
 
 def _overwrites(stand: Standing, found: TypeStanding) -> bool:

@@ -104,6 +104,11 @@ class Interaction:
         return self.kind in WRITES
 
     @property
+    def searches(self) -> bool:
+        """Whether its answer is a searchset."""
+        return self.kind in {Kind.SEARCH_TYPE, Kind.PAGE}
+
+    @property
     def rule_name(self) -> str:
         """The name that rules use; empty for what is not served."""
         return RULE_NAMES.get(self.kind, "")

@@ -29,6 +29,12 @@ class Page:
     """Digest of issuer, subject, client, scopes, rule set and upstream."""
     expires: float
     """Seconds since the epoch."""
+    skip: int = 0
+    """Matches of that page that were shown, or withheld, before."""
+    size: int = 0
+    """Matches of a page of ours; 0 where the upstream's pages are passed on as they are."""
+    form: bool = False
+    """The query travels as the body of POST ``_search``."""
 
     def dump(self) -> bytes:
         """As bytes for sealing."""

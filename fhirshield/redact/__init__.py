@@ -1,9 +1,11 @@
 """Answer -> View: each resource judged once, hidden elements gone, links and names ours. Synchronous and pure.
 
 ``operations`` changes one value, ``program`` carries out all obligations on one resource, ``names`` cleans references,
-``body`` makes the whole answer, ``links`` rewrites what points to the upstream.
+``body`` makes one resource, ``searchset`` a page of them, ``links`` rewrites what points to the upstream; ``written`` and ``merge``
+make the new image of what a caller writes back.
 """
 
 from fhirshield.redact.body import Redactor
+from fhirshield.redact.searchset import Searchset
 
-__all__ = ["Redactor"]
+__all__ = ["Redactor", "Searchset"]

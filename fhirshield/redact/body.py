@@ -1,4 +1,4 @@
-"""The body that leaves: one resource, or a searchset of them, each serialised from the value that was judged."""
+"""One resource that leaves, serialised from the value that was judged: what is read, what was written, an entry of a search."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
-
-import msgspec
 
 from fhirshield.fhir.absent import marker
 from fhirshield.fhir.interaction import Interaction, Kind, Return
@@ -53,19 +51,17 @@ class Redactor:
 
     def __init__(self, ring: Ring, *, page_lifetime: float = 3600.0) -> None:
         self._ring = ring
-        self._linker = Linker(ring, page_lifetime)
+        self.linker = Linker(ring, page_lifetime)
         self._programs: dict[tuple[TypeView, int], Program] = {}
         self._names: dict[tuple[TypeView, bool], Names] = {}
 
     def __call__(self, answer: Answer) -> View:
-        """The view of an answer. Raises Refused (404) where the one resource asked for is withheld."""
+        """The view of a read or a write (for searches see ``searchset``). Raises Refused (404) where what is read is withheld."""
         permit = answer.plan.permit
         work = Work(permit, Tally(), self.tools(permit), answer.careful, answer.deep, answer.named)
         if permit.interaction.kind in {Kind.READ, Kind.VREAD}:
             return self._one(answer, work)
-        if permit.interaction.writes:
-            return self._written(answer, work)
-        return self._searchset(answer, work)
+        return self._written(answer, work)
 
     def tools(self, permit: Permit) -> Tools:
         """What operations may use in this exchange."""
@@ -76,14 +72,14 @@ class Redactor:
     def _one(self, answer: Answer, work: Work) -> View:
         permit = work.permit
         verdict = permit.judge(answer.resource, "r", work.careful)
-        body = self._body(answer.resource, verdict, work)
+        body = self.body(answer.resource, verdict, work)
         if body is None:
             rule = "" if verdict.shown else verdict.rule
             reason = Reason.NOT_FOUND if verdict.shown else verdict.reason
             denial = Denial(404, Reason.NOT_FOUND, "not-found", _NOT_FOUND, rule=rule)
             raise Withheld(denial, work.tally, reason)
         content, version = body
-        headers = [JSON, ("Content-Location", self._linker.location(permit, answer.resource))]
+        headers = [JSON, ("Content-Location", self.linker.location(permit, answer.resource))]
         closed = permit.view(permit.interaction.type).closed
         for name, shown_as, part in (("etag", "ETag", "versionId"), ("last-modified", "Last-Modified", "lastUpdated")):
             if part not in closed and name in answer.headers:
@@ -92,26 +88,26 @@ class Redactor:
             headers.append(("ETag", f'W/"{version}"'))
         return View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
 
-    def _body(self, resource: Any, verdict: Verdict, work: Work, again: Again = None) -> tuple[bytes, str] | None:
+    def body(self, resource: Any, verdict: Verdict, work: Work, again: Again = None) -> tuple[bytes, str] | None:
         """The bytes of one resource as this caller may see it, with its view token; None where it is withheld.
 
         ``again`` judges whether the redacted view still is what was searched for.
         """
         if not verdict.shown:
-            _add(work.tally.withheld, verdict.reason)
+            add(work.tally.withheld, verdict.reason)
             return None
         patients = self._patients(resource, work)
         try:
             label, closed = self.redact(resource, verdict.applies, work, mark=PLACE)
         except (ResourceDropped, Unseen) as error:
-            _add(work.tally.withheld, error.args[0] if isinstance(error, Unseen) else Reason.DENIED_BY_RULE)
+            add(work.tally.withheld, error.args[0] if isinstance(error, Unseen) else Reason.DENIED_BY_RULE)
             return None
         tally = work.tally
         if again is not None and again(resource) is not True:
-            _add(tally.withheld, Reason.NOT_MATCHED)
+            add(tally.withheld, Reason.NOT_MATCHED)
             return None
         tally.shown += 1
-        _add(tally.granted, verdict.rule)
+        add(tally.granted, verdict.rule)
         tally.patients.update(patients)
         return self.finish(resource, label, closed, work)
 
@@ -119,7 +115,7 @@ class Redactor:
         """The bytes of a redacted resource, and the token that is its version there; empty where the server's own stays."""
         content = encode(resource)
         if work.named:
-            content = self._linker.ours(work.permit, content)
+            content = self.linker.ours(work.permit, content)
         if "versionId" not in closed:
             return content, ""
         head, _, tail = content.partition(PLACE.encode())
@@ -187,12 +183,12 @@ class Redactor:
         status = 201 if writing.creates else 200
         identity = answer.id or interaction.id
         verdict = permit.judge(answer.resource, "r", work.careful) if answer.resource is not None else None
-        content = self._body(answer.resource, verdict, work) if verdict is not None else None
+        content = self.body(answer.resource, verdict, work) if verdict is not None else None
         closed = permit.view(interaction.type).closed
         version = (content[1] if content else "") or ("" if "versionId" in closed else answer.version)
         headers = []
         if writing.creates:
-            headers.append(("Location", self._linker.created(permit, identity, version)))
+            headers.append(("Location", self.linker.created(permit, identity, version)))
         if version:
             headers.append(("ETag", f'W/"{version}"'))
         if "lastUpdated" not in closed and "last-modified" in answer.headers and verdict is not None and verdict.shown:
@@ -250,51 +246,20 @@ class Redactor:
             if inner is not None:
                 verdict = work.permit.judge(inner, "r", work.careful)
                 if not verdict.shown:
-                    _add(work.tally.withheld, verdict.reason)
+                    add(work.tally.withheld, verdict.reason)
                     continue
                 patients = self._patients(inner, work)
                 self.redact(inner, verdict.applies, work, mark="")
                 found.append(work.permit.view(inner["resourceType"]))
                 work.tally.patients.update(patients)
                 work.tally.shown += 1
-                _add(work.tally.granted, verdict.rule)
+                add(work.tally.granted, verdict.rule)
             if "part" in entry:
                 entry["part"] = self._nested(entry["part"], work, found)
                 if not entry["part"]:
                     continue
             kept.append(entry)
         return kept
-
-    # --- a searchset ----------------------------------------------------------------------------------------------
-
-    def _searchset(self, answer: Answer, work: Work) -> View:
-        permit = work.permit
-        entries = [made for entry in answer.resource.get("entry", ()) if (made := self._entry(entry, work)) is not None]
-        bundle: dict[str, Any] = {
-            "resourceType": "Bundle",
-            "type": "searchset",
-            "link": self._linker.links(permit, answer.resource.get("link")),
-        }
-        if entries:
-            bundle["entry"] = entries
-        return View(200, (JSON,), encode(bundle), Reason.PERMITTED, work.tally)
-
-    def _entry(self, entry: dict[str, Any], work: Work) -> dict[str, Any] | None:
-        resource = entry.get("resource")
-        mode = _mode(entry)
-        if type(resource) is not dict or mode not in {"match", "include"}:
-            return None
-        permit = work.permit
-        if mode == "match" and resource.get("resourceType") != permit.interaction.type:
-            _add(work.tally.withheld, Reason.UPSTREAM_MALFORMED)
-            return None
-        verdict = permit.judge(resource, "s" if mode == "match" else "r", work.careful)
-        body = self._body(resource, verdict, work, permit.rejudge if mode == "match" else None)
-        if body is None:
-            return None
-        url = self._linker.full_url(permit, resource)
-        made: dict[str, Any] = {"resource": msgspec.Raw(body[0]), "search": {"mode": mode}}
-        return {"fullUrl": url, **made} if url else made
 
 
 class Withheld(Refused):
@@ -323,12 +288,6 @@ def _quiet(bundle: dict[str, Any]) -> None:
         if type(response) is dict:
             status = response.get("status")
             entry["response"] = {"status": status} if isinstance(status, str) else {"_status": marker()}
-
-
-def _mode(entry: dict[str, Any]) -> str:
-    search = entry.get("search")
-    mode = search.get("mode", "match") if type(search) is dict else "match"
-    return mode if isinstance(mode, str) else ""
 
 
 def _mark(resource: dict[str, Any], version: str, closed: frozenset[str]) -> None:
@@ -377,5 +336,5 @@ def _silence_sections(node: dict[str, Any]) -> None:
         node.pop("section", None)
 
 
-def _add(counts: dict[str, int], name: str) -> None:
+def add(counts: dict[str, int], name: str) -> None:
     counts[name] = counts.get(name, 0) + 1

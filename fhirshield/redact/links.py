@@ -15,6 +15,9 @@ from fhirshield.fhir.reference import rebased
 from fhirshield.model import Permit
 from fhirshield.ring import Ring
 
+Query = tuple[tuple[str, str], ...]
+Target = tuple[tuple[str, ...], Query]
+"""Path segments and query of a page at the upstream."""
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,256}\Z")
 
 
@@ -49,37 +52,60 @@ class Linker:
 
     def links(self, permit: Permit, upstream: Any) -> list[dict[str, str]]:
         """``self`` as the search was understood, ``next`` and ``previous`` where the upstream has them."""
-        found = [{"relation": "self", "url": self._self(permit)}]
-        if permit.rejudge is not None:
-            return found
+        found = [self.own(permit)]
         for link in upstream if isinstance(upstream, list) else ():
             relation = link.get("relation") if isinstance(link, dict) else None
             if relation in ("next", "previous", "prev"):
-                url = self._page(permit, link.get("url"))
-                if url:
-                    found.append({"relation": "next" if relation == "next" else "previous", "url": url})
+                target = self.target(permit, link.get("url"))
+                if target is not None:
+                    found.append(self.page(permit, "next" if relation == "next" else "previous", *target))
         return found
+
+    def own(self, permit: Permit) -> dict[str, str]:
+        """``self``."""
+        return {"relation": "self", "url": self._self(permit)}
+
+    def next_of(self, permit: Permit, upstream: Any) -> Target | None:
+        """Where the upstream's next page is."""
+        for link in upstream if isinstance(upstream, list) else ():
+            if isinstance(link, dict) and link.get("relation") == "next":
+                return self.target(permit, link.get("url"))
+        return None
+
+    def target(self, permit: Permit, url: Any) -> Target | None:
+        """A page link of the upstream's, taken apart; None where it does not lead to the type that was searched."""
+        found = (link_target(url, base, permit.interaction.type) for base in permit.situation.bases)
+        return next((target for target in found if target is not None), None)
+
+    def page(
+        self,
+        permit: Permit,
+        relation: str,
+        segments: tuple[str, ...],
+        query: Query,
+        *,
+        skip: int = 0,
+        size: int = 0,
+        form: bool = False,
+    ) -> dict[str, str]:
+        """A link to a page, sealed and bound to this caller."""
+        interaction, situation = permit.interaction, permit.situation
+        page = Page(
+            type=interaction.type,
+            parameters=interaction.parameters,
+            segments=segments,
+            query=query,
+            binding=permit.binding,
+            expires=situation.now.timestamp() + self._lifetime,
+            skip=skip,
+            size=size,
+            form=form,
+        )
+        url = f"{situation.base}/{interaction.type}?_page={self._ring.seal('page links', page.dump())}"
+        return {"relation": relation, "url": url}
 
     def _self(self, permit: Permit) -> str:
         interaction = permit.interaction
         pairs = [(f"{p.name}:{p.modifier}" if p.modifier else p.name, p.value) for p in interaction.parameters]
         query = urlencode(pairs, quote_via=quote, safe="")
         return f"{permit.situation.base}/{interaction.type}" + (f"?{query}" if query else "")
-
-    def _page(self, permit: Permit, url: Any) -> str:
-        interaction, situation = permit.interaction, permit.situation
-        for base in situation.bases:
-            target = link_target(url, base, interaction.type)
-            if target is not None:
-                break
-        else:
-            return ""
-        page = Page(
-            type=interaction.type,
-            parameters=interaction.parameters,
-            segments=target[0],
-            query=target[1],
-            binding=permit.binding,
-            expires=situation.now.timestamp() + self._lifetime,
-        )
-        return f"{situation.base}/{interaction.type}?_page={self._ring.seal('page links', page.dump())}"

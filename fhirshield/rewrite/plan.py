@@ -6,6 +6,9 @@ from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import encode
 from fhirshield.model import Permit, Plan
 
+MOST_AT_ONCE = 500
+"""Matches that are asked for beyond what the caller asked for."""
+
 
 def rewrite(interaction: Interaction, permit: Permit) -> Plan:
     """The plan for one permitted interaction."""
@@ -17,8 +20,14 @@ def rewrite(interaction: Interaction, permit: Permit) -> Plan:
     if interaction.writes:
         return _write(interaction, permit)
     if interaction.page is not None:
-        return Plan(permit, "GET", interaction.page.segments, interaction.page.query, form=False)
+        page = interaction.page
+        return Plan(permit, "POST" if page.form else "GET", page.segments, page.query, form=page.form)
     return _search(interaction, permit)
+
+
+def onward(plan: Plan, segments: tuple[str, ...], query: tuple[tuple[str, str], ...]) -> Plan:
+    """The plan for a further page of the upstream's, where one of ours is not full yet."""
+    return Plan(plan.permit, "GET", segments, query, form=False)
 
 
 def _write(interaction: Interaction, permit: Permit) -> Plan:
@@ -38,8 +47,16 @@ def _write(interaction: Interaction, permit: Permit) -> Plan:
     return Plan(permit, "PUT", segments, (), form=False, body=body, headers=tuple(headers))
 
 
+def _more(count: str) -> str:
+    """Of what may be thinned more is asked for at once: what may be shown, one more, and some that may not."""
+    size = int(count[:9])
+    return str(max(size, min(max(2 * size, size + 10), MOST_AT_ONCE)))
+
+
 def _search(interaction: Interaction, permit: Permit) -> Plan:
     asked = [(f"{p.name}:{p.modifier}" if p.modifier else p.name, p.value) for p in interaction.parameters]
+    if permit.thins:
+        asked = [(name, _more(value) if name == "_count" else value) for name, value in asked]
     query = (*asked, *(criterion.query() for criterion in permit.narrow))
     if interaction.by_post:
         return Plan(permit, "POST", (interaction.type, "_search"), query, form=True)

@@ -71,12 +71,15 @@ def test_alternatives_and_escapes_close_the_identifier_search(value: str) -> Non
     assert decide(rows, "GET /Patient?identifier=http://mrn|1").status == 200
 
 
-async def test_an_identifier_search_that_is_judged_again_has_one_page(tmp_path: Path) -> None:
-    async with world(tmp_path, NURSE) as here:
-        for number in (1, 2):
-            identifier = [{"system": "http://mrn", "value": "7"}]
-            here.store.put(json.dumps({"resourceType": "Patient", "id": f"twin-{number}", "identifier": identifier}))
+async def test_pages_of_an_identifier_search_that_is_judged_again_tell_nothing(tmp_path: Path) -> None:
+    deny = {"interactions": ["*"], "resources": ["Patient?gender=other&active:missing=true"]}
+    rules = {"rules": [*NURSE["rules"], {"id": "others", "who": {"roles": ["*"]}, "deny": deny}]}
+    async with world(tmp_path, rules) as here:
+        for number, gender in enumerate(("female", "other", "other"), 1):
+            twin = {"resourceType": "Patient", "id": f"twin-{number}", "gender": gender}
+            here.store.put(json.dumps({**twin, "identifier": [{"system": "http://mrn", "value": "7"}]}))
         answer = await here.ask("/Patient?identifier=http://mrn%7C7&_count=1", here.token(roles=["nurse"]))
+        assert [entry["resource"]["id"] for entry in answer.json["entry"]] == ["twin-1"]
         assert [link["relation"] for link in answer.json["link"]] == ["self"]
 
 

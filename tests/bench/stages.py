@@ -20,7 +20,7 @@ from fhirshield.model import Answer, Denial, Plan
 from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import loads
 from fhirshield.receive import Receiver, Request
-from fhirshield.redact import Redactor
+from fhirshield.redact import Redactor, Searchset
 from fhirshield.redact.mend import carry_out
 from fhirshield.redact.names import Names
 from fhirshield.redact.operations import Tools
@@ -81,7 +81,13 @@ def receive(receiver: Receiver, asked: Request) -> None:
 
 
 def redact(redactor: Redactor, plan: Plan, body: bytes) -> None:
-    redactor(Answer(plan, 200, {}, fhir_json.decode(body), careful=False, deep=False))
+    answer = Answer(plan, 200, {}, fhir_json.decode(body), careful=False, deep=False)
+    if plan.permit.interaction.searches:
+        page = Searchset(redactor, plan)
+        page.add(answer)
+        page.view()
+    else:
+        redactor(answer)
 
 
 def codec(body: bytes) -> None:
