@@ -9,7 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from fhirshield.fhir.criteria import Criteria, Criterion
+from fhirshield.fhir.including import Include
 from fhirshield.fhir.interaction import Interaction
+from fhirshield.fhir.page import Parameter
 from fhirshield.fhir.path import Path
 from fhirshield.fhir.reference import Literal
 from fhirshield.fhir.scopes import Scopes
@@ -253,6 +255,33 @@ class TypeView:
     """Names the obligations; views that differ have different labels."""
 
 
+class Total(StrEnum):
+    """Whether a search is counted (FHIR R4 §3.1.1.5.5)."""
+
+    NONE = "none"
+    WITH = "with"
+    """The count beside the page."""
+    ALONE = "alone"
+    """``_summary=count``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a search's answer is asked for."""
+
+    includes: tuple[Include, ...] = ()
+    elements: frozenset[str] = frozenset()
+    """Of ``_elements``, by the names of R4's model; empty for all."""
+    summary: str = ""
+    """``true``, ``text`` or ``data``; empty for all."""
+    total: Total = Total.NONE
+
+    @property
+    def partial(self) -> bool:
+        """Whether resources leave in part."""
+        return bool(self.elements or self.summary)
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """What the upstream has now where a write would go; ``resource`` is None where there is nothing."""
@@ -299,8 +328,8 @@ class Permit:
     judge: Callable[[Any, str, bool], Verdict]
     """(resource, letter, may hold modifier extensions) -> Verdict.
 
-    The letter is ``s`` for a match, ``r`` for a read or an included resource, ``c`` for a contained one, which stands or
-    falls with its container: only denies are asked.
+    The letter is ``s`` for a match, ``r`` for a read, ``i`` for an included resource, which may be shown because it stands
+    beside what refers to it, ``c`` for a contained one, which stands or falls with its container: only denies are asked.
     """
     view: Callable[[str], TypeView]
     sees_everything: bool
@@ -317,6 +346,9 @@ class Permit:
     """Digest of the rule set."""
     notes: tuple[str, ...]
     """Conjuncts that are absent by configuration, for the record."""
+    sent: tuple[Parameter, ...] = ()
+    """The parameters of a search that the upstream is asked."""
+    shape: Shape = Shape()
     thins: bool = False
     """Matches of the search may be withheld, so that the upstream's pages and links are not ours."""
     overwrites: bool = False

@@ -7,6 +7,7 @@ every parameter may be asked. Each check can only take away.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from fhirshield.authorize import parameters as asked
 from fhirshield.authorize.resource import judge_for
@@ -43,11 +44,12 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     binding = _binding(principal, situation, rules) if interaction.letter == "s" else ""
     if interaction.page is not None and interaction.page.binding != binding:
         return Denial(404, Reason.BAD_PAGE, "not-found", "this page link is not, or no longer, valid for this caller")
-    denial, again = asked.check(interaction.parameters, found)
-    if denial:
-        return denial
+    shaped = asked.check(interaction.parameters, found, stand.of, lenient=interaction.lenient)
+    if isinstance(shaped, Denial):
+        return shaped
+    interaction = replace(interaction, parameters=tuple(shaped.kept))
     narrow, nothing = _narrow(found, interaction, principal)
-    criteria = asked.rejudge(interaction.type, again)
+    criteria = asked.rejudge(interaction.type, shaped.again)
     return Permit(
         principal=principal,
         interaction=interaction,
@@ -61,7 +63,9 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         binding=binding,
         rules=rules.digest,
         notes=NOTES,
-        thins=interaction.letter == "s" and (criteria is not None or not _all_found(found)),
+        sent=tuple(shaped.sent),
+        shape=shaped.shape(counted=interaction.page is None),
+        thins=interaction.letter == "s" and (criteria is not None or not _all_found(found) or _is_ours(interaction)),
         overwrites=interaction.writes and _overwrites(stand, found),
     )
 
@@ -69,6 +73,11 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
 def _reading_letter(interaction: Interaction) -> str:
     """What rules call the way in which an answer is seen: what a write gives back is seen as a read would show it."""
     return "r" if interaction.writes else RULE_LETTERS[interaction.rule_name]
+
+
+def _is_ours(interaction: Interaction) -> bool:
+    """Whether a page is one of our own making."""
+    return interaction.page is not None and interaction.page.size > 0
 
 
 def _all_found(found: TypeStanding) -> bool:

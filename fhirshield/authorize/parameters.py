@@ -5,16 +5,20 @@ Which those are is derived from the redacted paths and the parameters' expressio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from fhirshield.authorize.standing import TypeStanding
 from fhirshield.fhir.criteria import Criteria, Criterion
+from fhirshield.fhir.definitions import type_of
+from fhirshield.fhir.including import Include
+from fhirshield.fhir.including import parse as parse_include
 from fhirshield.fhir.page import Parameter
-from fhirshield.fhir.path import Where, predicate, targets
+from fhirshield.fhir.path import Each, Name, Where, predicate, targets
 from fhirshield.fhir.search_parameters import RESULT_PARAMETERS, SearchParameter, Way, search_parameter
-from fhirshield.model import Denial, Obligation, Reason, TypeView
+from fhirshield.model import Denial, Obligation, Reason, Remove, Shape, Total, TypeView
 
-SERVED_RESULT_PARAMETERS = frozenset({"_sort", "_count"})
 MODIFIERS = {
     "token": {"", "not", "missing"},
     "string": {"", "exact", "contains", "missing"},
@@ -38,14 +42,96 @@ _FOOTPRINTS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
 """The elements of a datatype that a parameter of a type reads; all of it where not listed."""
 
 
-def check(parameters: tuple[Parameter, ...], standing: TypeStanding) -> tuple[Denial | None, list[Criterion]]:
-    """The first parameter that may not be asked, and the criteria to judge matches by on their redacted view."""
-    again: list[Criterion] = []
+@dataclass(slots=True)
+class Asked:
+    """What the parameters of a search come to."""
+
+    sent: list[Parameter] = field(default_factory=list)
+    """Those that the upstream is asked; the others shape the answer here, or are left out."""
+    kept: list[Parameter] = field(default_factory=list)
+    """Those that are understood, as asked: of these ``self`` is made."""
+    again: list[Criterion] = field(default_factory=list)
+    """Criteria to judge matches by on their redacted view."""
+    includes: list[Include] = field(default_factory=list)
+    elements: set[str] = field(default_factory=set)
+    summary: str = ""
+    total: Total = Total.NONE
+
+    def shape(self, *, counted: bool) -> Shape:
+        """How the answer is shaped; the total stands on the first page alone."""
+        return Shape(tuple(self.includes), frozenset(self.elements), self.summary, self.total if counted else Total.NONE)
+
+
+def check(
+    parameters: tuple[Parameter, ...], standing: TypeStanding, of: Callable[[str], TypeStanding | None], *, lenient: bool = False
+) -> Asked | Denial:
+    """What is asked, or the first parameter that may not be. ``of`` gives the standing of other types."""
+    asked = Asked()
     for parameter in parameters:
-        denial = _sort_keys(parameter, standing) if parameter.name == "_sort" else _one(parameter, standing, again)
+        if parameter.name == "_sort":
+            denial = _sort_keys(parameter, standing)
+        elif parameter.name in _SHAPING:
+            denial = _shaping(parameter, standing, of, asked)
+        else:
+            denial = _one(parameter, standing, asked.again)
         if denial is not None:
-            return denial, []
-    return None, again
+            if lenient and denial.reason is Reason.UNKNOWN_PARAMETER:
+                continue
+            return denial
+        asked.kept.append(parameter)
+        if parameter.name not in _OURS:
+            asked.sent.append(parameter)
+    return asked
+
+
+_SHAPING = frozenset({"_include", "_revinclude", "_elements", "_summary", "_total"})
+_OURS = frozenset({"_elements", "_summary", "_total"})
+"""What is done here and the upstream is not asked: decisions need whole resources, and counts of our own."""
+
+
+def _shaping(parameter: Parameter, standing: TypeStanding, of: Callable[[str], TypeStanding | None], asked: Asked) -> Denial | None:
+    name, value = parameter.name, parameter.value
+    if name in {"_include", "_revinclude"}:
+        return _include(parameter, of, asked)
+    if parameter.modifier:
+        return _unknown(parameter, standing.type)
+    if name == "_elements":
+        return _elements(value, standing, asked)
+    if name == "_summary" and value in {"true", "text", "data", "false"}:
+        asked.summary = "" if value == "false" else value
+    elif name == "_summary" and value == "count":
+        asked.total = Total.ALONE
+    elif name == "_total" and value in {"none", "estimate", "accurate"}:
+        asked.total = asked.total if value == "none" or asked.total is Total.ALONE else Total.WITH
+    else:
+        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", f"`{name}` does not take this value")
+    return None
+
+
+def _include(parameter: Parameter, of: Callable[[str], TypeStanding | None], asked: Asked) -> Denial | None:
+    include = parse_include(parameter.name, parameter.modifier, parameter.value)
+    if include is None:
+        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", f"`{parameter.name}` takes Type:parameter[:Type] of R4")
+    source = of(include.source) if include.source != "*" else None
+    known = search_parameter(include.source, include.parameter) if include.parameter != "*" else None
+    if source is not None and known is not None and _revealed(source.view, known):
+        return _revealing(f"{parameter.name}={include.source}:{include.parameter}", include.source)
+    asked.includes.append(include)
+    return None
+
+
+def _elements(value: str, standing: TypeStanding, asked: Asked) -> Denial | None:
+    known = type_of(standing.type)
+    assert known is not None
+    for name in value.split(","):
+        plain = name.strip().removeprefix(f"{standing.type}.")
+        full = {e.name for e in known.elements.values() if plain in {e.name, e.choice}}
+        if not full:
+            return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_elements` takes names of elements of the type")
+        if full & {name for o in standing.view.obligations for name in _whole(o)}:
+            return _revealing(f"_elements={plain}", standing.type)
+        asked.elements |= full
+    return None
 
 
 def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -> Denial | None:
@@ -79,6 +165,13 @@ def _sort_keys(parameter: Parameter, standing: TypeStanding) -> Denial | None:
         if _revealed(standing.view, known) or OF_META.get(name) in standing.view.closed:
             return _revealing(name, standing.type)
     return None
+
+
+def _whole(obligation: Obligation) -> tuple[str, ...]:
+    """The elements of the resource that an obligation hides whole, whatever they hold."""
+    first, *rest = obligation.path.segments
+    whole = isinstance(obligation.operation, Remove) and all(isinstance(step, Each) for step in rest)
+    return first.names if whole and isinstance(first, Name) else ()
 
 
 def _unknown(parameter: Parameter, resource_type: str) -> Denial:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fhirshield.authorize.standing import RuleRow, ScopeRow, Standing, TypeStanding
-from fhirshield.fhir.subjects import patients_of
+from fhirshield.fhir.reference import Literal, literal
+from fhirshield.fhir.subjects import has_subject, patients_of
 from fhirshield.model import Reason, Verdict
 
 Judge = Callable[[Any, str, bool], Verdict]
@@ -28,16 +29,19 @@ def judge_for(standing: Standing, patient: str, modifier_extensions: frozenset[s
             return _UNKNOWN_MODIFIER
         if found.withheld_by:
             return Verdict(False, Reason.DENIED_BY_RULE, found.withheld_by)
+        verb = "r" if letter == "i" else rule_letter
         for row in found.denies:
-            if denies(row, rule_letter, resource):
+            if denies(row, rule_letter, resource) or denies(row, verb, resource):
                 return Verdict(False, Reason.DENIED_BY_RULE, row.rule.id)
         if letter == "c":
             return Verdict(True, Reason.PERMITTED, "", obligations_on(found, resource))
-        if not any(scope_grants(row, letter, resource, found, patient, bases) for row in found.scopes):
+        beside = letter == "i" and stands_beside(resource, found, patient, bases)
+        letter = "r" if letter == "i" else letter
+        if not any(scope_grants(row, letter, resource, found, patient, bases, beside=beside) for row in found.scopes):
             outside = any(letter in row.letters and row.limited for row in found.scopes)
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in found.allows:
-            if allows(row, rule_letter, resource):
+            if allows(row, verb, resource):
                 return Verdict(True, Reason.PERMITTED, row.rule.id, obligations_on(found, resource))
         return Verdict(False, Reason.NO_RULE)
 
@@ -54,11 +58,22 @@ def allows(row: RuleRow, letter: str, resource: Any) -> bool:
     return letter in row.letters and (row.judge is None or row.judge(resource) is True)
 
 
-def scope_grants(row: ScopeRow, letter: str, resource: Any, found: TypeStanding, patient: str, bases: tuple[str, ...]) -> bool:
+def scope_grants(
+    row: ScopeRow, letter: str, resource: Any, found: TypeStanding, patient: str, bases: tuple[str, ...], *, beside: bool = False
+) -> bool:
     """Whether a scope grants the letter, its criteria certainly hold, and the resource is in the patient's set."""
     if letter not in row.letters or (row.judge is not None and row.judge(resource) is not True):
         return False
-    return not row.limited or in_patients_set(resource, found, patient, bases)
+    return not row.limited or beside or in_patients_set(resource, found, patient, bases)
+
+
+def stands_beside(resource: Any, found: TypeStanding, patient: str, bases: tuple[str, ...]) -> bool:
+    """Whether a resource without a patient may be shown beside what refers to it; a Device not where it is another's."""
+    if has_subject(found.type):
+        return False
+    owner = resource.get("patient") if found.type == "Device" else None
+    named = literal(owner.get("reference"), bases) if isinstance(owner, dict) else None
+    return owner is None or named == Literal("Patient", patient)
 
 
 def in_patients_set(resource: Any, found: TypeStanding, patient: str, bases: tuple[str, ...]) -> bool:

@@ -39,6 +39,10 @@ PATHS: dict[str, tuple[str, str]] = {
     "patient": ("subject|patient|beneficiary", "reference"),
     "subject": ("subject", "reference"),
     "beneficiary": ("beneficiary", "reference"),
+    "organization": ("managingOrganization", "reference"),
+    "partof": ("partOf", "reference"),
+    "performer": ("performer", "reference"),
+    "encounter": ("encounter", "reference"),
 }
 """Search parameter -> (dotted path, alternatives by ``|``; kind)."""
 
@@ -188,7 +192,8 @@ class Store:
         return (200 if current else 201), self._texts[kind][identity], fields
 
     def _search(self, kind: str, query: list[tuple[str, str]]) -> tuple[int, str, list[tuple[bytes, bytes]]]:
-        criteria = [(n, v) for n, v in query if n not in {"_count", "_sort", "_offset", "_format", "_pretty"}]
+        shaping = {"_count", "_sort", "_offset", "_format", "_pretty", "_include", "_revinclude"}
+        criteria = [(n, v) for n, v in query if n.split(":")[0] not in shaping]
         given = dict(query)
         if unknown := [name for name, _ in criteria if name.split(":")[0] not in PATHS]:
             return 400, _outcome("processing", f"Unknown search parameter {unknown[0]}"), []
@@ -210,8 +215,39 @@ class Store:
             f'{{"fullUrl":"{self.base}/{kind}/{r["id"]}","resource":{self._texts[kind][r["id"]]},"search":{{"mode":"match"}}}}'
             for r in matches[offset : offset + size]
         ]
+        entries += [
+            f'{{"fullUrl":"{self.base}/{r["resourceType"]}/{r["id"]}","resource":{self._texts[r["resourceType"]][r["id"]]},'
+            '"search":{"mode":"include"}}'
+            for r in self._included(matches[offset : offset + size], query)
+        ]
         head = f'{{"resourceType":"Bundle","type":"searchset","total":{len(matches)},"link":{json.dumps(link)}'
         return 200, head + (f',"entry":[{",".join(entries)}]' if entries else "") + "}", []
+
+    def _included(self, matches: list[Resource], query: list[tuple[str, str]]) -> list[Resource]:
+        """What ``_include`` and ``_revinclude`` add; with ``:iterate`` from what was added too."""
+        rows = [(n.partition(":"), v.split(":")) for n, v in query if n.split(":")[0] in {"_include", "_revinclude"}]
+        known = {(r["resourceType"], r["id"]) for r in matches}
+        added: list[Resource] = []
+        source, first = matches, True
+        while source:
+            new: list[Resource] = []
+            for (name, _, modifier), (kind, *code) in rows:
+                if not first and modifier != "iterate":
+                    continue
+                if name == "_include":
+                    texts = [t for r in source if kind in {"*", r["resourceType"]} for t in references(r, code[0] if code else "*")]
+                    new += [f for t in texts if (f := self._parsed.get(t.split("/")[0], {}).get(t.split("/")[-1]))]
+                else:
+                    names = {f"{r['resourceType']}/{r['id']}" for r in source}
+                    new += [r for r in self._parsed.get(kind, {}).values() if names & set(references(r, code[0]))]
+            source = []
+            for r in new:
+                if (r["resourceType"], r["id"]) not in known:
+                    known.add((r["resourceType"], r["id"]))
+                    source.append(r)
+            added += source
+            first = False
+        return added
 
     def _metadata(self) -> Resource:
         interactions = [{"code": code} for code in ("read", "vread", "search-type", "create", "update", "delete")]
@@ -271,6 +307,23 @@ def values(resource: Resource, paths: str) -> list[Any]:
             nodes = [x for n in nodes for x in (n if isinstance(n, list) else [n])]
         found += nodes
     return found
+
+
+def references(resource: Resource, code: str) -> list[str]:
+    """What a resource refers to by a search parameter: its path where that is known, else the element of that name; ``*`` all."""
+    found: list[str] = []
+    if code == "*":
+        nodes: list[Any] = [resource]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, dict):
+                found += [node["reference"]] if isinstance(node.get("reference"), str) else []
+                nodes += node.values()
+            elif isinstance(node, list):
+                nodes += node
+        return found
+    path = PATHS[code][0] if code in PATHS else code
+    return [v["reference"] for v in values(resource, path) if isinstance(v, dict) and "reference" in v]
 
 
 def matches_one(resource: Resource, name: str, text: str) -> bool:

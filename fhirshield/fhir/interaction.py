@@ -92,6 +92,8 @@ class Interaction:
     if_match: str = ""
     """The version that a write insists on, as this caller was told it."""
     answer: Return = Return.REPRESENTATION
+    lenient: bool = False
+    """Parameters that are not known are left out, not refused (``Prefer: handling=lenient``, FHIR R4 §3.1.1.3)."""
 
     @property
     def letter(self) -> str:

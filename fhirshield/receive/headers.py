@@ -136,6 +136,12 @@ def preferred_return(headers: Headers) -> Return:
     return Return.REPRESENTATION
 
 
+def is_lenient(headers: Headers) -> bool:
+    """Whether ``Prefer: handling=lenient`` was asked for."""
+    preferences = headers.get("prefer", "").replace(";", ",").split(",")
+    return any(p.strip().lower().replace(" ", "").replace('"', "") == "handling=lenient" for p in preferences)
+
+
 def media_type(headers: Headers) -> str:
     """The content type without its parameters. Raises Refused (415) for a charset other than UTF-8."""
     kind, *parameters = (part.strip().lower() for part in headers.get("content-type", "").split(";"))

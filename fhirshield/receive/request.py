@@ -109,6 +109,8 @@ class Receiver:
             raise head.malformed(f"{request.method} has a body")
         if interaction.kind in _PLAIN and interaction.parameters:
             raise _unknown(interaction.parameters[0].name)
+        if interaction.searches and head.is_lenient(headers):
+            interaction = replace(interaction, lenient=True)
         return self._paged(interaction, request.now)
 
     def content(self, interaction: Interaction, request: Request) -> Interaction:

@@ -2,6 +2,7 @@
 
 Where matches may be withheld, neither the number of a page's entries nor its link to the next may tell of them: a page is
 full, or the last one, and there is a next page exactly where one more match is visible. Otherwise the upstream's pages are ours.
+What is included is shown where the includes lead to it from the matches that are shown, as they are shown. Counts are our own.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from typing import Any
 
 import msgspec
 
+from fhirshield.fhir.including import reached
 from fhirshield.fhir.json import encode
-from fhirshield.model import Answer, Permit, Plan, Reason, Tally, View
-from fhirshield.redact.body import JSON, Redactor, Work, add
+from fhirshield.fhir.reference import Literal, literal
+from fhirshield.model import Answer, Denial, Permit, Plan, Reason, Refused, Tally, Total, View
+from fhirshield.redact.body import JSON, PLACE, Redactor, Work, add
 from fhirshield.redact.links import Target
+from fhirshield.redact.subset import subset
 
 
 class Searchset:
@@ -29,6 +33,11 @@ class Searchset:
         self._skip = page.skip if page else 0
         self._size = page.size if page else _asked(plan.permit)
         self._entries: list[dict[str, Any]] = []
+        self._shown: dict[Literal, Any] = {}
+        """Matches as they are shown, where includes start from them."""
+        self._candidates: dict[Literal, tuple[Any, dict[str, Any], Tally]] = {}
+        """What the upstream included, as it may be shown."""
+        self._total = 0
         self._links: list[dict[str, str]] = []
         self._full = False
         self.tally = Tally()
@@ -37,9 +46,15 @@ class Searchset:
         """Take an upstream page; where the next one is, if it has to be read before this page is whole."""
         entries = answer.resource.get("entry", [])
         permit = self._permit
+        for entry in entries if permit.shape.includes else ():
+            if _mode(entry) == "include":
+                self._consider(entry, answer)
+        if permit.shape.total is not Total.NONE:
+            return self._counted(answer, entries)
         if not permit.thins:
             work = self._work(answer, self.tally)
-            self._entries = [made for entry in entries if (made := self._made(entry, _mode(entry), work)) is not None]
+            found = (self._made(entry, work) for entry in entries if _mode(entry) == "match")
+            self._entries = [made for made in found if made is not None]
             self._links = self._linker.links(permit, answer.resource.get("link"))
             return None
         onward = self._linker.next_of(permit, answer.resource.get("link"))
@@ -59,11 +74,11 @@ class Searchset:
             if number < self._skip:
                 continue
             if self._size and self._count == self._size:
-                if self._made(entries[place], "match", ahead) is not None:
+                if self._made(entries[place], ahead) is not None:
                     self._stop(number)
                     return
                 continue
-            made = self._made(entries[place], "match", shown)
+            made = self._made(entries[place], shown)
             if made is not None:
                 self._entries.append(made)
 
@@ -79,16 +94,46 @@ class Searchset:
         self._links.append(link)
 
     def give_up(self) -> None:
-        """The budget of upstream pages is spent: the next page begins where this one ends, whatever it holds."""
+        """The budget of upstream pages is spent: the next page begins where this one ends, whatever it holds. Raises Refused."""
+        if self._permit.shape.total is not Total.NONE:
+            text = "more matches than can be counted for this caller; ask more narrowly"
+            raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
         self._stop(0)
+
+    def _counted(self, answer: Answer, entries: list[dict[str, Any]]) -> Target | None:
+        """Count all that is visible, page by page; keep what belongs on the first of ours."""
+        shown, counted = self._work(answer, self.tally), self._work(answer, Tally())
+        most = self._size or DEFAULT_SIZE
+        alone = self._permit.shape.total is Total.ALONE
+        matches = (entry for entry in entries if _mode(entry) == "match")
+        for number, entry in enumerate(matches):
+            room = not alone and len(self._entries) < most
+            made = self._made(entry, shown if room else counted, keep=room)
+            if made is None:
+                continue
+            self._total += 1
+            if room:
+                self._entries.append(made)
+            elif not alone and not self._full:
+                self._size = most
+                self._stop(number)
+        onward = self._linker.next_of(self._permit, answer.resource.get("link"))
+        if onward is not None:
+            self._here = (onward, False)
+        return onward
 
     def view(self) -> View:
         """The page."""
         permit = self._permit
-        links = self._links if not permit.thins else [self._linker.own(permit), *self._links]
-        bundle: dict[str, Any] = {"resourceType": "Bundle", "type": "searchset", "link": links}
-        if self._entries:
-            bundle["entry"] = self._entries
+        passed_on = not permit.thins and permit.shape.total is Total.NONE
+        links = self._links if passed_on else [self._linker.own(permit), *self._links]
+        bundle: dict[str, Any] = {"resourceType": "Bundle", "type": "searchset"}
+        if permit.shape.total is not Total.NONE:
+            bundle["total"] = self._total
+        bundle["link"] = links
+        entries = [*self._entries, *self._included()]
+        if entries:
+            bundle["entry"] = entries
         return View(200, (JSON,), encode(bundle), Reason.PERMITTED, self.tally)
 
     # --- entries --------------------------------------------------------------------------------------------------
@@ -96,21 +141,85 @@ class Searchset:
     def _work(self, answer: Answer, tally: Tally) -> Work:
         return Work(self._permit, tally, self._redactor.tools(self._permit), answer.careful, answer.deep, answer.named)
 
-    def _made(self, entry: dict[str, Any], mode: str, work: Work) -> dict[str, Any] | None:
+    def _made(self, entry: dict[str, Any], work: Work, *, keep: bool = True) -> dict[str, Any] | None:
+        """The entry of a match, None where it is withheld; ``keep`` it for includes to start from."""
         resource = entry.get("resource")
-        if type(resource) is not dict or mode not in {"match", "include"}:
+        if type(resource) is not dict:
             return None
         permit = self._permit
-        if mode == "match" and resource.get("resourceType") != permit.interaction.type:
+        if resource.get("resourceType") != permit.interaction.type:
             add(work.tally.withheld, Reason.UPSTREAM_MALFORMED)
             return None
-        verdict = permit.judge(resource, "s" if mode == "match" else "r", work.careful)
-        body = self._redactor.body(resource, verdict, work, permit.rejudge if mode == "match" else None)
+        body = self._redactor.body(resource, permit.judge(resource, "s", work.careful), work, permit.rejudge)
         if body is None:
             return None
-        url = self._linker.full_url(permit, resource)
-        made: dict[str, Any] = {"resource": msgspec.Raw(body[0]), "search": {"mode": mode}}
+        identity = resource.get("id")
+        if keep and permit.shape.includes and work.tally is self.tally and isinstance(identity, str):
+            self._shown[Literal(permit.interaction.type, identity)] = resource
+        return self._entry(resource, body, "match", work)
+
+    def _entry(self, resource: Any, body: tuple[bytes, str], mode: str, work: Work) -> dict[str, Any]:
+        content, version = body
+        if self._permit.shape.partial:
+            content = self._part(resource, version, work)
+        url = self._linker.full_url(self._permit, resource)
+        made: dict[str, Any] = {"resource": msgspec.Raw(content), "search": {"mode": mode}}
         return {"fullUrl": url, **made} if url else made
+
+    def _part(self, resource: Any, version: str, work: Work) -> bytes:
+        part = subset(resource, self._permit.shape)
+        if part["meta"].get("versionId") == PLACE:
+            part["meta"]["versionId"] = version
+        content = encode(part)
+        return self._linker.ours(self._permit, content) if work.named else content
+
+    # --- includes -------------------------------------------------------------------------------------------------
+
+    def _consider(self, entry: dict[str, Any], answer: Answer) -> None:
+        """Judge what the upstream included; whether it is shown depends on what refers to it."""
+        resource = entry.get("resource")
+        if type(resource) is not dict:
+            return
+        work = self._work(answer, Tally())
+        body = self._redactor.body(resource, self._permit.judge(resource, "i", work.careful), work)
+        identity = resource.get("id")
+        if body is not None and isinstance(identity, str):
+            key = Literal(resource["resourceType"], identity)
+            self._candidates[key] = (resource, self._entry(resource, body, "include", work), work.tally)
+
+    def _included(self) -> list[dict[str, Any]]:
+        """The entries that the includes lead to from what is shown, as it is shown."""
+        if not self._candidates:
+            return []
+        resources = {key: candidate[0] for key, candidate in self._candidates.items() if key not in self._shown}
+        permit = self._permit
+        keys = reached(permit.shape.includes, self._shown, resources, permit.situation.bases)
+        if not permit.sees_everything:
+            seen = {*self._shown, *keys}
+            keys = [key for key in keys if key.type != "Provenance" or _targets(resources[key], permit) <= seen]
+        for key in keys:
+            _join(self.tally, self._candidates[key][2])
+        return [self._candidates[key][1] for key in keys]
+
+
+DEFAULT_SIZE = 50
+"""Matches of a counted page where the caller says none."""
+
+
+def _targets(provenance: Any, permit: Permit) -> set[Literal]:
+    """What a Provenance is about (FHIR R4 Provenance.target)."""
+    targets = provenance.get("target")
+    found = [target.get("reference") if type(target) is dict else None for target in targets] if type(targets) is list else []
+    named = {literal(text, permit.situation.bases) for text in found}
+    return {one if one is not None else Literal("", "") for one in named}
+
+
+def _join(tally: Tally, other: Tally) -> None:
+    tally.shown += other.shown
+    tally.patients |= other.patients
+    for mine, theirs in ((tally.redacted, other.redacted), (tally.granted, other.granted), (tally.withheld, other.withheld)):
+        for name, number in theirs.items():
+            mine[name] = mine.get(name, 0) + number
 
 
 def _asked(permit: Permit) -> int:

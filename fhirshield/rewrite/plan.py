@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import encode
-from fhirshield.model import Permit, Plan
+from fhirshield.model import Permit, Plan, Total
 
 MOST_AT_ONCE = 500
 """Matches that are asked for beyond what the caller asked for."""
@@ -54,8 +54,10 @@ def _more(count: str) -> str:
 
 
 def _search(interaction: Interaction, permit: Permit) -> Plan:
-    asked = [(f"{p.name}:{p.modifier}" if p.modifier else p.name, p.value) for p in interaction.parameters]
-    if permit.thins:
+    asked = [(f"{p.name}:{p.modifier}" if p.modifier else p.name, p.value) for p in permit.sent]
+    if permit.shape.total is not Total.NONE:
+        asked = [(name, value) for name, value in asked if name != "_count"] + [("_count", str(MOST_AT_ONCE))]
+    elif permit.thins:
         asked = [(name, _more(value) if name == "_count" else value) for name, value in asked]
     query = (*asked, *(criterion.query() for criterion in permit.narrow))
     if interaction.by_post:
