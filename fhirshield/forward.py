@@ -145,7 +145,8 @@ class Forwarder:
         code = next((c for c in codes if isinstance(c, str) and c in codes_of(_ISSUE_TYPES)), "")
         content = plan.permit.interaction.content
         places = [place for row in rows for place in _strings(row.get("expression"))]
-        own = [place for place in dict.fromkeys(places) if isinstance(content, dict) and stands_in(content, place)]
+        merged = not plan.permit.overwrites and not (plan.permit.writing and plan.permit.writing.creates)
+        own = [p for p in dict.fromkeys(places) if isinstance(content, dict) and stands_in(content, p, missing=not merged)]
         return code, tuple(own[:10])
 
     # --- reads ----------------------------------------------------------------------------------------------------
@@ -201,8 +202,8 @@ def _strings(value: Any) -> list[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
-def stands_in(content: dict[str, Any], place: str) -> bool:
-    """Whether a FHIRPath such as ``Patient.name[0].given`` leads to an element of a body, or to where one is missing."""
+def stands_in(content: dict[str, Any], place: str, *, missing: bool) -> bool:
+    """Whether a FHIRPath such as ``Patient.name[0].given`` leads to an element of a body, or (``missing``) to where one is not."""
     names = place.split(".")
     if not _PLACE.match(place) or names[0] != content.get("resourceType"):
         return False
@@ -213,7 +214,11 @@ def stands_in(content: dict[str, Any], place: str) -> bool:
         if isinstance(node, list):
             number = int(index.rstrip("]") or 0)
             node = node[number] if number < len(node) else None
-    return isinstance(node, dict)
+    last, _, index = names[-1].partition("[")
+    if not isinstance(node, dict) or (missing and not index):
+        return isinstance(node, dict)
+    value = node.get(last)
+    return last in node and (not index or (isinstance(value, list) and int(index.rstrip("]")) < len(value)))
 
 
 def _unknown(status: int) -> Refused:

@@ -283,6 +283,17 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Join:
+    """A chain or ``_has`` of a search, to be resolved by a search of its own that this caller must be allowed."""
+
+    search: Interaction
+    """What is searched in its place."""
+    parameter: str
+    """The reference that joins: of the searched type for a chain, of the other for ``_has``."""
+    reverse: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """What the upstream has now where a write would go; ``resource`` is None where there is nothing."""
 
@@ -348,6 +359,7 @@ class Permit:
     """Conjuncts that are absent by configuration, for the record."""
     sent: tuple[Parameter, ...] = ()
     """The parameters of a search that the upstream is asked."""
+    joins: tuple[Join, ...] = ()
     shape: Shape = Shape()
     thins: bool = False
     """Matches of the search may be withheld, so that the upstream's pages and links are not ours."""

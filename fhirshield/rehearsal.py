@@ -50,6 +50,8 @@ class Outcome:
     interaction: Interaction | None = None
     situation: Situation | None = None
     permit: Permit | None = None
+    expression: tuple[str, ...] = ()
+    """FHIRPaths of a refusal."""
 
 
 class Stage:
@@ -113,7 +115,7 @@ def _again(resource: Any) -> Any:
 
 
 def _refused(denial: Denial, interaction: Interaction | None, situation: Situation | None) -> Outcome:
-    return Outcome(denial.status, denial.reason, denial.rule, None, Tally(), interaction, situation)
+    return Outcome(denial.status, denial.reason, denial.rule, None, Tally(), interaction, situation, None, denial.expression)
 
 
 def _request(text: str, at: dt.datetime, body: Any) -> Request:

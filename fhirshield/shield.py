@@ -19,9 +19,10 @@ from fhirshield.audit import Journal, record
 from fhirshield.audit.intents import content_digest
 from fhirshield.audit.quota import Quota
 from fhirshield.authenticate import Authenticator
-from fhirshield.authorize import authorize, draft, endorse, may_change
+from fhirshield.authorize import authorize, draft, endorse, joined, may_change, narrowed
 from fhirshield.describe import Describer
 from fhirshield.errors import Unavailable
+from fhirshield.fhir.criteria import Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.forward import Forwarder
 from fhirshield.gather import Gatherer
@@ -30,6 +31,7 @@ from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
 from fhirshield.redact import Redactor, Searchset
 from fhirshield.redact.body import Withheld
+from fhirshield.redact.links import Target
 from fhirshield.redact.written import Written
 from fhirshield.respond import preflight, refusal
 from fhirshield.rewrite import onward, rewrite
@@ -40,6 +42,8 @@ Respond = Callable[[View, Receipt, Situation, bool], Awaitable[int]]
 
 MOST_PAGES = 10
 """Pages of the upstream that one page of ours may cost."""
+MOST_JOINED = 200
+"""Resources that a chain or ``_has`` may lead through."""
 _log = logging.getLogger("fhirshield")
 _PUBLIC = {Kind.CAPABILITIES, Kind.SMART_CONFIGURATION, Kind.PREFLIGHT}
 
@@ -96,12 +100,14 @@ class Shield:
             if interaction.writes:
                 permit = await self._weigh(permit, story)
                 await self._intend(permit, story)
+            if permit.joins:
+                permit = await self._join(permit, story)
             plan = rewrite(interaction, permit)
             if interaction.searches:
                 view = await self._searched(plan)
             else:
                 view = self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
-            receipt = await self._record(permit, view)
+            receipt = await self._record(permit, view, story)
             await self._respond(view, receipt, story, respond)
         except Refused as refused:
             if isinstance(refused, Withheld):
@@ -123,6 +129,28 @@ class Shield:
                 page.give_up()
             plan = onward(plan, *onwards)
         return page.view()
+
+    async def _join(self, permit: Permit, story: Story) -> Permit:
+        """Resolve chains and ``_has`` by searches that are decided like the caller's own, in bounded steps."""
+        found: list[Criterion | None] = []
+        for join in permit.joins:
+            inner = _granted(authorize(permit.principal, join.search, permit.situation, self._rules))
+            inner = await self._join(inner, story) if inner.joins else inner
+            plan = rewrite(inner.interaction, inner)
+            matches = Searchset(self._redact, plan, whole=True)
+            onwards: Target | None = (plan.segments, plan.query)
+            for _ in range(MOST_PAGES):
+                name = join.search.type
+                story.gathered[name] = story.gathered.get(name, 0) + 1
+                onwards = matches.add(await self._forward(plan))
+                if onwards is None:
+                    break
+                plan = onward(plan, *onwards)
+            if onwards is not None or len(matches.shown) > MOST_JOINED:
+                text = f"more {join.search.type} than can be joined for this caller; ask more narrowly"
+                raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
+            found.append(joined(join, matches.shown, permit.situation.bases))
+        return narrowed(permit, found)
 
     async def _weigh(self, permit: Permit, story: Story) -> Permit:
         """Judge a write by what is stored, what it would become, and what it names; everything is read fresh."""
@@ -147,8 +175,8 @@ class Shield:
             raise Refused(_unrecorded()) from None
         story.intended = True
 
-    async def _record(self, permit: Permit, view: View) -> Receipt:
-        entry = record.released(permit, view)
+    async def _record(self, permit: Permit, view: View, story: Story) -> Receipt:
+        entry = record.released(permit, view) | ({} if permit.writing else record.asked(story.gathered))
         try:
             return await self._journal.record(entry, permit.situation.decision)
         except Unavailable:

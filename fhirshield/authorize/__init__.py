@@ -4,7 +4,8 @@
 scopes and rules of one kind of caller, by resource type.
 """
 
-from fhirshield.authorize.caller import authorize
+from fhirshield.authorize.caller import authorize, narrowed
+from fhirshield.authorize.parameters import joined
 from fhirshield.authorize.writing import draft, endorse, may_change
 
-__all__ = ["authorize", "draft", "endorse", "may_change"]
+__all__ = ["authorize", "draft", "endorse", "joined", "may_change", "narrowed"]

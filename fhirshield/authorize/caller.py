@@ -44,7 +44,11 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     binding = _binding(principal, situation, rules) if interaction.letter == "s" else ""
     if interaction.page is not None and interaction.page.binding != binding:
         return Denial(404, Reason.BAD_PAGE, "not-found", "this page link is not, or no longer, valid for this caller")
-    shaped = asked.check(interaction.parameters, found, stand.of, lenient=interaction.lenient)
+    whole = stand.naming.all_open and not stand.applied.redact and not stand.applied.deny
+    shaped = asked.check(
+        interaction.parameters, found, stand.of, lenient=interaction.lenient,
+        open_to=lambda name: whole and _all_found(_known(stand, name)),
+    )  # fmt: skip
     if isinstance(shaped, Denial):
         return shaped
     interaction = replace(interaction, parameters=tuple(shaped.kept))
@@ -64,10 +68,17 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         rules=rules.digest,
         notes=NOTES,
         sent=tuple(shaped.sent),
+        joins=tuple(shaped.joins) if interaction.page is None else (),
         shape=shaped.shape(counted=interaction.page is None),
         thins=interaction.letter == "s" and (criteria is not None or not _all_found(found) or _is_ours(interaction)),
         overwrites=interaction.writes and _overwrites(stand, found),
     )
+
+
+def narrowed(permit: Permit, criteria: list[Criterion | None]) -> Permit:
+    """The permit once its joins were resolved: their criteria ANDed, nothing to find where one found nothing."""
+    found = [criterion for criterion in criteria if criterion is not None]
+    return replace(permit, narrow=(*permit.narrow, *found), nothing=permit.nothing or len(found) < len(criteria))
 
 
 def _reading_letter(interaction: Interaction) -> str:

@@ -5,19 +5,23 @@ Which those are is derived from the redacted paths and the parameters' expressio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from fhirshield.authorize.standing import TypeStanding
 from fhirshield.fhir.criteria import Criteria, Criterion
 from fhirshield.fhir.definitions import type_of
-from fhirshield.fhir.including import Include
+from fhirshield.fhir.including import Include, names_by
 from fhirshield.fhir.including import parse as parse_include
+from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.page import Parameter
 from fhirshield.fhir.path import Each, Name, Where, predicate, targets
+from fhirshield.fhir.reference import Literal
 from fhirshield.fhir.search_parameters import RESULT_PARAMETERS, SearchParameter, Way, search_parameter
-from fhirshield.model import Denial, Obligation, Reason, Remove, Shape, Total, TypeView
+from fhirshield.model import Denial, Join, Obligation, Reason, Remove, Shape, Total, TypeView
 
 MODIFIERS = {
     "token": {"", "not", "missing"},
@@ -52,6 +56,8 @@ class Asked:
     """Those that are understood, as asked: of these ``self`` is made."""
     again: list[Criterion] = field(default_factory=list)
     """Criteria to judge matches by on their redacted view."""
+    joins: list[Join] = field(default_factory=list)
+    """Chains and ``_has`` that the upstream cannot be trusted with."""
     includes: list[Include] = field(default_factory=list)
     elements: set[str] = field(default_factory=set)
     summary: str = ""
@@ -63,15 +69,28 @@ class Asked:
 
 
 def check(
-    parameters: tuple[Parameter, ...], standing: TypeStanding, of: Callable[[str], TypeStanding | None], *, lenient: bool = False
-) -> Asked | Denial:
-    """What is asked, or the first parameter that may not be. ``of`` gives the standing of other types."""
+    parameters: tuple[Parameter, ...], standing: TypeStanding, of: Callable[[str], TypeStanding | None],
+    *, open_to: Callable[[str], bool] = lambda name: False, lenient: bool = False,
+) -> Asked | Denial:  # fmt: skip
+    """What is asked, or the first parameter that may not be. ``of`` gives the standing of other types.
+
+    ``open_to`` tells of a type whether the upstream may join it: nothing at all may be withheld from this caller.
+    """
     asked = Asked()
     for parameter in parameters:
         if parameter.name == "_sort":
             denial = _sort_keys(parameter, standing)
         elif parameter.name in _SHAPING:
             denial = _shaping(parameter, standing, of, asked)
+        elif (step := _join(parameter, standing, of)) is not None:
+            if isinstance(step, Join):
+                asked.kept.append(parameter)
+                if open_to(step.search.type):
+                    asked.sent.append(parameter)
+                else:
+                    asked.joins.append(step)
+                continue
+            denial = step
         else:
             denial = _one(parameter, standing, asked.again)
         if denial is not None:
@@ -82,6 +101,56 @@ def check(
         if parameter.name not in _OURS:
             asked.sent.append(parameter)
     return asked
+
+
+_HAS = re.compile(r"([A-Z][A-Za-z]+):([A-Za-z_][A-Za-z0-9\-]*):(.+)\Z")
+_CHAIN = re.compile(r"([A-Za-z_][A-Za-z0-9\-]*)(?::([A-Z][A-Za-z]+))?\.(.+)\Z")
+_INNER = re.compile(r"([A-Za-z_][A-Za-z0-9\-]*)(?::(.+))?\Z", re.DOTALL)
+
+
+def _join(parameter: Parameter, standing: TypeStanding, of: Callable[[str], TypeStanding | None]) -> Join | Denial | None:
+    """A chain or ``_has`` taken apart one step (FHIR R4 §3.1.1.4.1, §3.1.1.4.2); None for a parameter that is neither."""
+    text = f"{parameter.name}:{parameter.modifier}" if parameter.modifier else parameter.name
+    if parameter.name == "_has":
+        found = _HAS.match(parameter.modifier)
+        source = of(found[1]) if found else None
+        known = search_parameter(found[1], found[2]) if found and source else None
+        if found is None or source is None or known is None or known.type != "reference" or standing.type not in known.targets:
+            return _unknown(parameter, standing.type)
+        if _revealed(source.view, known):
+            return _revealing(f"_has:{found[1]}:{found[2]}", found[1])
+        return Join(_inner(found[1], found[3], parameter.value), found[2], reverse=True)
+    found = _CHAIN.match(text)
+    if found is None:
+        return None
+    known = search_parameter(standing.type, found[1])
+    if known is None or known.type != "reference" or not known.ways:
+        return _unknown(parameter, standing.type)
+    if _revealed(standing.view, known):
+        return _revealing(found[1], standing.type)
+    code = re.split(r"[:.]", found[3])[0]
+    having = [t for t in known.targets if search_parameter(t, code) is not None or code == "_has"]
+    target = found[2] or (having[0] if len(having) == 1 else "")
+    if target not in known.targets:
+        text = f"`{found[1]}` refers to several types: write {found[1]}:Type.{code}"
+        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", text)
+    return Join(_inner(target, found[3], parameter.value), found[1], reverse=False)
+
+
+def _inner(name: str, text: str, value: str) -> Interaction:
+    """The search that stands within a chain or ``_has``."""
+    plain, _, modifier = text.partition(":") if "." not in text.partition(":")[0] else (text, "", "")
+    return Interaction(Kind.SEARCH_TYPE, type=name, parameters=(Parameter(plain, modifier, value),))
+
+
+def joined(join: Join, found: Mapping[Literal, Any], bases: tuple[str, ...]) -> Criterion | None:
+    """What a join comes to once its search was answered: ids, or references. None where nothing was found."""
+    if join.reverse:
+        include = Include(False, False, join.search.type, join.parameter, "")
+        names = sorted({named.id for resource in found.values() for named in names_by(include, resource, bases)})
+        return Criterion("_id", "", tuple(names)) if names else None
+    names = sorted(map(str, found))
+    return Criterion(join.parameter, "", tuple(names)) if names else None
 
 
 _SHAPING = frozenset({"_include", "_revinclude", "_elements", "_summary", "_total"})

@@ -106,7 +106,7 @@ def draft(permit: Permit, stored: Stored, image: Any, rules: RuleSet) -> Draft |
     before = stored.resource
     creates = before is None
     try:
-        refers = _added(image, before, writer.stand.bases) if image is not None else {}
+        refers = _added(image, before, writer.stand.bases, exactly=creates or permit.overwrites) if image is not None else {}
     except Misfit as error:
         return misfit(str(error.args[0]))
     except _Odd as error:
@@ -214,8 +214,11 @@ class _Odd(Exception):
     """A reference that cannot be read one way; carries its place."""
 
 
-def _added(image: Any, before: Any, bases: tuple[str, ...]) -> Mapping[Literal, str]:
-    """What a write adds or changes references to, with the first place of each. Raises Misfit, _Odd."""
+def _added(image: Any, before: Any, bases: tuple[str, ...], *, exactly: bool) -> Mapping[Literal, str]:
+    """What a write adds or changes references to, with the first place of each. Raises Misfit, _Odd.
+
+    Places are told by index only where the image is the caller's own body: elsewhere indices would count what is hidden.
+    """
     known = set()
     if before is not None:
         try:
@@ -223,9 +226,10 @@ def _added(image: Any, before: Any, bases: tuple[str, ...]) -> Mapping[Literal, 
         except Misfit:
             known = set()
     added: dict[Literal, str] = {}
-    for plain, place, found in named(image, bases):
+    for plain, full, found in named(image, bases):
         if (plain, found) in known:
             continue
+        place = full if exactly else plain
         if isinstance(found, str):
             raise _Odd(place)
         added.setdefault(found, place)

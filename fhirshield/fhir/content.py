@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,9 @@ from fhirshield.fhir.reference import Literal, literal
 
 Primitive = tuple[str, str, str, Any]
 """(element path without indices, FHIRPath with them, datatype, value)"""
+
+
+MOST_CONTAINED = 500
 
 
 class Misfit(Exception):
@@ -59,7 +63,7 @@ def _values(value: Any, element: Element, plain: str, place: str, *, sibling: bo
                 raise Misfit(here)
             yield from _object(one, "Element", plain, here)
         elif element.primitive:
-            if type(one) is dict or type(one) is list or one is None:
+            if not _is_a(one, element.type):
                 raise Misfit(here)
             yield plain, here, element.type, one
         elif type(one) is not dict:
@@ -68,14 +72,40 @@ def _values(value: Any, element: Element, plain: str, place: str, *, sibling: bo
             name = one.get("resourceType")
             if type(name) is not str or name not in resource_types():
                 raise Misfit(here)
+            if element.name == "contained":
+                _check_contained(one, value, here)
             yield from _object(one, name, plain, here)
         else:
             yield from _object(one, element.type, plain, here)
 
 
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}\Z")
+
+
+def _check_contained(inner: dict[str, Any], beside: list[Any], place: str) -> None:
+    """A contained resource has an id of its own that can be read one way, and contains none (dom-2)."""
+    name = inner.get("id")
+    twins = sum(type(one) is dict and one.get("id") == name for one in beside) if len(beside) <= MOST_CONTAINED else 2
+    if not isinstance(name, str) or not _ID.match(name) or twins > 1 or "contained" in inner:
+        raise Misfit(place)
+
+
+def _is_a(value: Any, kind: str) -> bool:
+    """Whether a JSON value is one that a primitive type can have (FHIR R4 §2.6.2.2)."""
+    if kind == "boolean":
+        return type(value) is bool
+    if kind in {"integer", "positiveInt", "unsignedInt"}:
+        return type(value) is int
+    if kind == "decimal":
+        return type(value) is int or isinstance(value, Decimal)
+    return type(value) is str and value != ""
+
+
 # --- what it names ------------------------------------------------------------------------------------------------------
 
-_ELSEWHERE = re.compile(r"#|urn:[a-z0-9][a-z0-9-]*:", re.IGNORECASE)
+_ELSEWHERE = re.compile(r"#(?:[A-Za-z0-9\-.]{1,64})?\Z|urn:uuid:[0-9a-f-]{36}\Z|urn:oid:[0-2](?:\.[0-9]+)+\Z")
+_ABSOLUTE = re.compile(r"https?://([A-Za-z0-9.\-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~%\-]+)*\Z")
+"""Plain: no user, no query, no fragment, which servers make searches of."""
 _URLS = {"uri", "url", "canonical"}
 
 Naming = tuple[str, str, Literal | str]
@@ -84,7 +114,7 @@ Naming = tuple[str, str, Literal | str]
 
 def named(resource: Any, bases: tuple[str, ...]) -> Iterator[Naming]:
     """What of the server known as ``bases`` a resource names: references, and URLs that are literal ones. Raises Misfit."""
-    hosts = {urlsplit(base).netloc.lower() for base in bases}
+    hosts = {_host(base) for base in bases}
     for plain, place, kind, value in primitives(resource):
         if type(value) is not str:
             continue
@@ -102,8 +132,10 @@ def _is_elsewhere(text: str, hosts: set[str]) -> bool:
     """Whether a reference certainly names nothing of this server: contained, a URN, or at another host."""
     if _ELSEWHERE.match(text):
         return True
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    return parts.scheme in {"http", "https"} and parts.netloc != "" and parts.netloc.lower() not in hosts
+    return _ABSOLUTE.match(text) is not None and _host(text) not in hosts
+
+
+def _host(url: str) -> str:
+    """Host and port, the default one said."""
+    parts = urlsplit(url)
+    return f"{(parts.hostname or '').lower()}:{parts.port or (443 if parts.scheme == 'https' else 80)}"

@@ -68,6 +68,8 @@ def decode(body: bytes, depth: int = 64) -> Any:
     return value
 
 
+MOST_VALUES = 50_000
+"""Values of a caller's body: what it costs to judge one grows with them."""
 MOST_STRING = 1 << 20
 """Characters of a string (FHIR R4 §2.24.0.1); base64 may be longer."""
 
@@ -78,7 +80,7 @@ def decode_strictly(body: bytes, depth: int) -> Any:
     Raises MalformedFhir.
     """
     value = decode(body, depth)
-    _walk(value, depth, _check_text)
+    _walk(value, depth, _check_text, MOST_VALUES)
     return value
 
 
@@ -87,10 +89,13 @@ def check_depth(value: Any, depth: int) -> None:
     _walk(value, depth, lambda text: None)
 
 
-def _walk(value: Any, depth: int, check: Callable[[str], None]) -> None:
-    """Every level of a value in turn, every string given to ``check``."""
-    level, here = 0, [value]
+def _walk(value: Any, depth: int, check: Callable[[str], None], most: int = 1 << 30) -> None:
+    """Every level of a value in turn, every string given to ``check``; at most so many values."""
+    level, here, seen = 0, [value], 0
     while here:
+        seen += len(here)
+        if seen > most:
+            raise MalformedFhir(f"more than {most} values")
         below: list[Any] = []
         for one in here:
             if type(one) is dict:
@@ -134,6 +139,9 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
+_sorted = msgspec.json.Encoder(order="deterministic", decimal_format="number", enc_hook=_exact)
+canonical = _sorted.encode
+"""One text for values that are the same JSON, whatever the order of their names."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*\Z")
 
 

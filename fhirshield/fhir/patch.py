@@ -39,7 +39,7 @@ def apply(operations: Any, resource: dict[str, Any], depth: int = 64) -> Any:
                 copied += len(encode(JsonPointer(operation["from"]).resolve(result)))
                 if copied > MOST_COPIED:
                     raise PatchError(place, malformed=True)
-            result = JsonPatch([operation]).apply(result)
+            result = JsonPatch([operation]).apply(result, in_place=True)
         except (JsonPatchException, JsonPointerException, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             raise PatchError(place, malformed=isinstance(error, KeyError | TypeError)) from None
     try:

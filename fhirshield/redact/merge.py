@@ -5,22 +5,27 @@ equals the view means unchanged and keeps all that is stored there, hidden parts
 An edit that would touch, uncover or orphan something that may be hidden is refused, by where it is and never by whether
 anything hidden was there. Whatever comes out is redacted once more by the caller of this module: it must read as what came in.
 
-Arrays whose entries may hide something align by element id, or by entries that came back unchanged, in order.
+Entries of arrays that may hide something align by element id, or unchanged and in order. Two things go with what they belong
+to: names in a reference with what it refers to, and what stands beside a primitive value with that value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from fhirshield.fhir.absent import URL as ABSENT
-from fhirshield.fhir.json import same
+from fhirshield.fhir.definitions import Element, type_of
+from fhirshield.fhir.json import canonical, same
 from fhirshield.fhir.path import Each, Name, Segment, Where, predicate, reads
+from fhirshield.fhir.reference_places import ways
 from fhirshield.model import Obligation
 
 MISSING: Any = object()
 Live = tuple[tuple[Segment, ...], ...]
 """Paths of obligations from here on; an empty one ends here."""
+_NAMES = ("display", "_display", "identifier", "_identifier")
 
 
 class NotMergeable(Exception):
@@ -39,27 +44,47 @@ def twin(node: Any, pairs: list[tuple[Any, Any]]) -> Any:
 
 
 class Merge:
-    """One merge. ``origins`` leads from objects of the view to those stored; ``contained`` are obligations by inner type."""
+    """One merge.
 
-    def __init__(self, view: Any, new: Any, origins: dict[int, Any], contained: dict[str, tuple[Obligation, ...]]) -> None:
+    ``new`` comes without the names in references that its writer may not see; ``written`` leads from its objects to those with
+    them. ``origins`` leads from objects of the view to those stored, ``contained`` are obligations by inner type, ``names`` says
+    whether any name in a reference may be hidden from this caller.
+    """
+
+    def __init__(
+        self, view: Any, new: Any, *, origins: dict[int, Any], written: dict[int, Any],
+        contained: dict[str, tuple[Obligation, ...]], names: bool,
+    ) -> None:  # fmt: skip
         self._view = view
         self._new = new
         self._origins = origins
+        self._written = written
         self._contained = contained
+        self._names = names
         self._roots: frozenset[str] = frozenset()
         """The elements of the resource that an obligation touches."""
+        self._swapped = _kinds(view).items() ^ _kinds(new).items()
+        """Contained resources that are not of the same type any more, or not there."""
 
     def __call__(self, stored: Any, obligations: tuple[Obligation, ...]) -> Any:
         """The new image. Raises NotMergeable."""
         self._roots = frozenset(name for obligation in obligations for name in _first(obligation.path.segments))
-        return self._object(stored, self._view, self._new, _paths(obligations))
+        return self._object(stored, self._view, self._new, _paths(obligations), self._view["resourceType"])
 
     # --- objects ----------------------------------------------------------------------------------------------------
 
-    def _object(self, stored: Any, view: Any, new: Any, live: Live) -> Any:
+    def _object(self, stored: Any, view: Any, new: Any, live: Live, kind: str) -> Any:
+        known = type_of(kind)
+        assert known is not None
+        if kind == "Reference" and not self._refers_as_before(view, new):
+            stored = {name: value for name, value in stored.items() if name not in _NAMES or name in view}
+        chosen = {known.elements[name.removeprefix("_")].choice for name in new if name.removeprefix("_") in known.elements}
         result: dict[str, Any] = {}
         for name in [*stored, *(name for name in new if name not in stored)]:
-            value = self._member(name, stored, view, new, live)
+            element = known.elements.get(name.removeprefix("_"))
+            if element is not None and element.choice in chosen and element.choice and not self._stays(element, view, new, live):
+                continue
+            value = self._member(name, stored, view, new, live, element)
             if value is not MISSING:
                 result[name] = value
         for name in view:
@@ -67,65 +92,145 @@ class Merge:
                 raise NotMergeable
         return result
 
-    def _member(self, name: str, stored: Any, view: Any, new: Any, live: Live) -> Any:
+    def _refers_as_before(self, view: Any, new: Any) -> bool:
+        text = new.get("reference")
+        if not same(view.get("reference"), text) or not same(view.get("type"), new.get("type")):
+            return False
+        return not (isinstance(text, str) and text.startswith("#") and any(text[1:] == name for name, _ in self._swapped))
+
+    def _stays(self, element: Element, view: Any, new: Any, live: Live) -> bool:
+        """Whether a form of a choice stays beside what the caller chose: only the chosen one does, and none may hide another."""
+        names = (element.name, "_" + element.name)
+        if any(name in new for name in names):
+            return True
+        if _on(live, element.name):
+            raise NotMergeable
+        return False
+
+    def _member(self, name: str, stored: Any, view: Any, new: Any, live: Live, element: Element | None) -> Any:
         was, seen, now = stored.get(name, MISSING), view.get(name, MISSING), new.get(name, MISSING)
+        primitive = element is not None and element.primitive
+        if primitive and not _on(live, name) and not self._unchanged(element, view, new):
+            return self._beside(name, stored, view, new)
         if (seen is MISSING and now is MISSING) or (seen is not MISSING and now is not MISSING and same(seen, now)):
             return was
         here = _on(live, name)
+        if now is MISSING and _only_markers(seen):
+            return was
+        if name == "contained" and () not in here:
+            return self._contents(was, seen, now) or MISSING
         if now is MISSING:
-            if _only_markers(seen):
-                return was
-            if here:
+            if here or self._may_name(element):
                 raise NotMergeable
             return MISSING
         if () in here:
             raise NotMergeable
-        if name == "contained":
-            return self._contents(was, seen, now)
-        if type(now) is dict and type(was) in (dict, type(MISSING)) and type(seen) in (dict, type(MISSING)):
-            return self._object(_or(was, {}), _or(seen, {}), now, here)
-        if type(now) is list and not name.startswith("_") and any(type(one) is dict for one in [*_or(was, []), *now]):
-            return self._entries(_or(was, []), _or(seen, []), now, here)
+        kind = element.type if element is not None else ""
+        if type(now) is dict and type(was) in (dict, type(MISSING)) and type(seen) in (dict, type(MISSING)) and not primitive:
+            return self._object(_or(was, {}), _or(seen, {}), now, here, kind)
+        if type(now) is list and not primitive:
+            return self._entries(_or(was, []), _or(seen, []), now, here, kind)
         if was is not MISSING and not same(was, seen):
             raise NotMergeable
-        return now
+        return self._as_written(now)
+
+    def _may_name(self, element: Element | None) -> bool:
+        """Whether an element may hold references whose names are hidden, other than being one itself."""
+        return self._names and element is not None and element.type != "Reference" and bool(ways(element.type))
+
+    def _as_written(self, value: Any) -> Any:
+        """A value of the new resource with the names that its writer gave."""
+        if type(value) is dict:
+            return self._written.get(id(value), value)
+        return [self._as_written(one) for one in value] if type(value) is list else value
+
+    # --- primitives -------------------------------------------------------------------------------------------------
+
+    def _unchanged(self, element: Element | None, view: Any, new: Any) -> bool:
+        """Whether value and sibling came back as they were shown; a missing mark of absence is no change."""
+        assert element is not None
+        for name in (element.name, "_" + element.name):
+            seen, now = view.get(name, MISSING), new.get(name, MISSING)
+            if now is MISSING and seen is not MISSING and _only_markers(seen):
+                continue
+            if (seen is MISSING) is not (now is MISSING) or (seen is not MISSING and not same(seen, now)):
+                return False
+        return True
+
+    def _beside(self, name: str, stored: Any, view: Any, new: Any) -> Any:
+        """A changed primitive, or what stands beside it, which belongs to its value: where a value stays, so does that."""
+        now = new.get(name, MISSING)
+        if not name.startswith("_"):
+            return now
+        plain = name[1:]
+        values = [_listed(part.get(plain, MISSING)) for part in (view, new)]
+        was, seen, new_ones = (_listed(part.get(name, MISSING)) for part in (stored, view, new))
+        result, taken = [], 0
+        length = max(len(values[1]), len(new_ones))
+        for index in range(length):
+            value = _at(values[1], index)
+            place = next((i for i in range(taken, len(values[0])) if value is not None and same(values[0][i], value)), None)
+            if place is None:
+                result.append(_at(new_ones, index))
+                continue
+            taken = place + 1
+            result.append(self._sibling(_at(was, place), _at(seen, place), _at(new_ones, index)))
+        if not any(one is not None for one in result):
+            return MISSING
+        return result if type(now) is list or type(stored.get(name)) is list else result[0]
+
+    def _sibling(self, was: Any, seen: Any, now: Any) -> Any:
+        if same(seen, now) or (now is None and _only_markers(seen)):
+            return was
+        if type(now) is dict and type(was) in (dict, type(None)) and type(seen) in (dict, type(None)):
+            return self._object(was or {}, seen or {}, now, (), "Element")
+        if self._names and seen is not None:
+            raise NotMergeable
+        return self._as_written(now)
 
     # --- arrays -----------------------------------------------------------------------------------------------------
 
-    def _entries(self, stored: Any, view: Any, new: Any, live: Live) -> list[Any]:
+    def _entries(self, stored: Any, view: Any, new: Any, live: Live, kind: str) -> list[Any]:
         if type(stored) is not list or type(view) is not list:
             raise NotMergeable
-        pairs = self._aligned(view, new, live)
+        pairs = self._aligned(view, new, live, kind)
         result: list[Any] = []
         made: dict[int, int] = {}
         for index, entry in enumerate(new):
             seen = pairs.get(index)
             origin = self._origins.get(id(view[seen])) if seen is not None else None
             if seen is None or origin is None:
-                result.append(entry)
+                result.append(self._as_written(entry))
                 continue
-            within = self._within(view[seen], live)
             self._filters_stay(view[seen], entry, live)
             made[id(origin)] = len(result)
-            result.append(self._object(origin, view[seen], entry, within))
+            result.append(self._object(origin, view[seen], entry, self._within(view[seen], live), kind))
         return _with_hidden(stored, {id(self._origins.get(id(one))) for one in view}, made, result)
 
-    def _aligned(self, view: list[Any], new: list[Any], live: Live) -> dict[int, int]:
-        """Entry of the new list -> entry of the view, in order. Raises NotMergeable where one that may hide something is lost."""
+    def _aligned(self, view: list[Any], new: list[Any], live: Live, kind: str) -> dict[int, int]:
+        """Entry of the new list -> entry of the view. Raises NotMergeable where one that may hide something is lost.
+
+        Entries that may hide something must come back in order. References are told apart by what they refer to.
+        """
+        plain = kind == "Reference" and not any(self._within(seen, live) for seen in view)
+        places: dict[bytes, list[int]] = {}
+        for index, entry in enumerate(new):
+            places.setdefault(canonical(entry), []).append(index)
+        ids = _ids(view, new)
         pairs: dict[int, int] = {}
         begin = 0
         for index, seen in enumerate(view):
-            found = next((i for i in range(begin, len(new)) if _is_same_entry(seen, new[i], view)), None)
-            if found is not None:
+            named = ids.get(seen["id"]) if type(seen) is dict and isinstance(seen.get("id"), str) else None
+            equal = places.get(canonical(seen), [])
+            found = named if named is not None else next((i for i in equal if i not in pairs and (plain or i >= begin)), None)
+            if found is not None and found not in pairs and (plain or found >= begin):
                 pairs[found] = index
                 begin = found + 1
-            elif self._within(seen, live):
+            elif self._within(seen, live) or (self._names and not plain and bool(ways(kind))):
                 raise NotMergeable
-        if len(view) == len(new) and not any(self._within(seen, live) for seen in view):
-            taken = set(pairs.values())
-            for index in range(len(view)):
-                if index not in pairs and index not in taken and type(new[index]) is dict:
-                    pairs[index] = index
+        if len(view) == len(new) and not plain:  # what is left may hide nothing but what goes with its values
+            known = set(pairs.values())
+            pairs |= {index: index for index in range(len(view)) if index not in pairs and index not in known}
         return pairs
 
     def _within(self, entry: Any, live: Live) -> Live:
@@ -160,26 +265,30 @@ class Merge:
     # --- contained resources ------------------------------------------------------------------------------------------
 
     def _contents(self, stored: Any, view: Any, new: Any) -> list[Any]:
-        was, seen = _or(stored, []), _or(view, [])
-        if not all(type(part) is list for part in (was, seen, new)):
+        was, seen, now = _or(stored, []), _or(view, []), _or(new, [])
+        if not all(type(part) is list for part in (was, seen, now)):
             raise NotMergeable
         kept = {one.get("id"): one for one in seen if type(one) is dict}
-        if len(kept) != len(seen):
+        if len(kept) != len(seen) or len({one.get("id") for one in now if type(one) is dict}) != len(now):
             raise NotMergeable
         result = []
-        for entry in new:
-            before = kept.pop(entry.get("id"), None) if type(entry) is dict else None
+        for entry in now:
+            before = kept.pop(entry.get("id"), None)
             origin = self._origins.get(id(before)) if before is not None else None
             if before is None or origin is None or before.get("resourceType") != entry.get("resourceType"):
-                if before is not None and self._contained.get(before["resourceType"]):
+                if before is not None and self._may_hide(before):
                     raise NotMergeable
-                result.append(entry)
+                result.append(self._as_written(entry))
                 continue
             live = _paths(self._contained.get(before["resourceType"], ()))
-            result.append(self._object(origin, before, entry, live))
-        if any(self._contained.get(str(one.get("resourceType"))) for one in kept.values()):
+            result.append(self._object(origin, before, entry, live, before["resourceType"]))
+        if any(self._may_hide(one) for one in kept.values()):
             raise NotMergeable
         return result
+
+    def _may_hide(self, contained: Any) -> bool:
+        """Whether a contained resource may hold something that this caller does not see: what goes with it is lost."""
+        return self._names or bool(self._contained.get(str(contained.get("resourceType"))))
 
 
 def roots_stay(view: Any, new: Any, obligations: tuple[Obligation, ...]) -> None:
@@ -227,19 +336,39 @@ def _or(value: Any, other: Any) -> Any:
     return other if value is MISSING else value
 
 
+def _listed(value: Any) -> list[Any]:
+    if value is MISSING:
+        return []
+    return value if type(value) is list else [value]
+
+
+def _at(values: list[Any], index: int) -> Any:
+    return values[index] if index < len(values) else None
+
+
 def _get(node: Any, name: str) -> Any:
     """An element with its sibling."""
     return [node.get(name), node.get("_" + name)] if type(node) is dict else None
 
 
-def _is_same_entry(seen: Any, now: Any, view: list[Any]) -> bool:
-    """Whether an entry that came back is one that was shown: unchanged, or by an id that one entry alone has."""
-    if same(seen, now):
-        return True
-    identity = seen.get("id") if type(seen) is dict else None
-    if not isinstance(identity, str) or type(now) is not dict or now.get("id") != identity:
-        return False
-    return len([one for one in view if type(one) is dict and one.get("id") == identity]) == 1
+def _kinds(resource: Any) -> dict[Any, Any]:
+    """The types of contained resources by their ids."""
+    found = resource.get("contained")
+    rows = [one for one in found if type(one) is dict] if type(found) is list else []
+    return {str(one.get("id")): str(one.get("resourceType")) for one in rows}
+
+
+def _ids(view: list[Any], new: list[Any]) -> dict[str, int]:
+    """Where entries of the view that have an id of their own came back under it. Raises NotMergeable for an id given twice."""
+    shown = Counter(one["id"] for one in view if type(one) is dict and isinstance(one.get("id"), str))
+    found: dict[str, int] = {}
+    for index, one in enumerate(new):
+        name = one.get("id") if type(one) is dict else None
+        if isinstance(name, str) and shown.get(name) == 1:
+            if name in found:
+                raise NotMergeable
+            found[name] = index
+    return found
 
 
 def _only_markers(value: Any) -> bool:
@@ -249,10 +378,9 @@ def _only_markers(value: Any) -> bool:
     if type(value) is not dict or not value:
         return False
     extensions = value.get("extension")
-    if type(extensions) is list and any(
-        type(one) is dict and one.get("url") == ABSENT and one.get("valueCode") == "masked" for one in extensions
-    ):
-        return len(extensions) == 1 and all(name == "extension" or _only_markers(one) for name, one in value.items())
+    if type(extensions) is list and len(extensions) == 1 and type(extensions[0]) is dict:
+        masked = extensions[0].get("url") == ABSENT and extensions[0].get("valueCode") == "masked"
+        return masked and all(name == "extension" or _only_markers(one) for name, one in value.items())
     return False
 
 
@@ -288,46 +416,3 @@ def _agrees_on(seen: Any, new: Any) -> bool:
     if new is MISSING:
         return _only_markers(seen)
     return seen is not MISSING and agrees(seen, new)
-
-
-# --- names in references --------------------------------------------------------------------------------------------------
-
-Told = dict[tuple[str, str], list[dict[str, Any]]]
-"""Names that this caller may not see, by where a reference stands and what it refers to, in order."""
-_TELLING = ("display", "identifier", "_display", "_identifier")
-
-
-def told(pairs: list[tuple[Any, Any]], resource: Any) -> Told:
-    """What cleaning took from the references of a resource: ``pairs`` are cleaned objects with the original ones."""
-    cleaned = {id(original): made for made, original in pairs}
-    found: Told = {}
-    for where, reference in _references(resource, ""):
-        taken = {n: reference[n] for n in _TELLING if n in reference and n not in cleaned[id(reference)]}
-        found.setdefault((where, reference["reference"]), []).append(taken)
-    return found
-
-
-def name_again(image: Any, stored: Told, new: Told) -> None:
-    """Give references the names that this caller may not see: as stored where they still refer to the same, else as written.
-
-    What something is called belongs to what is referred to: with another target it goes.
-    """
-    for where, reference in _references(image, ""):
-        key = (where, reference["reference"])
-        written = new[key].pop(0) if new.get(key) else {}
-        taken = stored[key].pop(0) if stored.get(key) else written
-        for name, value in taken.items():
-            reference.setdefault(name, value)
-
-
-def _references(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Literal references with the path of elements to each, extensions included."""
-    if type(node) is dict:
-        if type(node.get("reference")) is str:
-            yield where, node
-        for name, value in node.items():
-            if type(value) is dict or type(value) is list:
-                yield from _references(value, f"{where}.{name}")
-    elif type(node) is list:
-        for value in node:
-            yield from _references(value, where)

@@ -7,6 +7,7 @@ What is included is shown where the includes lead to it from the matches that ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -23,7 +24,9 @@ from fhirshield.redact.subset import subset
 class Searchset:
     """Gathers the entries of one page. ``plan`` is where its first upstream page came from."""
 
-    def __init__(self, redactor: Redactor, plan: Plan) -> None:
+    def __init__(self, redactor: Redactor, plan: Plan, *, whole: bool = False) -> None:
+        """``whole``: not a page, but all matches, for ``shown``."""
+        self._whole = whole
         self._redactor = redactor
         self._linker = redactor.linker
         self._permit: Permit = plan.permit
@@ -49,6 +52,12 @@ class Searchset:
         for entry in entries if permit.shape.includes else ():
             if _mode(entry) == "include":
                 self._consider(entry, answer)
+        if self._whole:
+            work = self._work(answer, self.tally)
+            for entry in entries:
+                if _mode(entry) == "match":
+                    self._made(entry, work)
+            return self._linker.next_of(permit, answer.resource.get("link"))
         if permit.shape.total is not Total.NONE:
             return self._counted(answer, entries)
         if not permit.thins:
@@ -122,6 +131,11 @@ class Searchset:
             self._here = (onward, False)
         return onward
 
+    @property
+    def shown(self) -> Mapping[Literal, Any]:
+        """The matches as they are shown, by name."""
+        return self._shown
+
     def view(self) -> View:
         """The page."""
         permit = self._permit
@@ -154,7 +168,7 @@ class Searchset:
         if body is None:
             return None
         identity = resource.get("id")
-        if keep and permit.shape.includes and work.tally is self.tally and isinstance(identity, str):
+        if keep and (permit.shape.includes or self._whole) and work.tally is self.tally and isinstance(identity, str):
             self._shown[Literal(permit.interaction.type, identity)] = resource
         return self._entry(resource, body, "match", work)
 

@@ -14,10 +14,11 @@ from fhirshield.fhir.content import Misfit, primitives
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Kind
 from fhirshield.fhir.patch import PatchError, apply
+from fhirshield.fhir.reference import rebased
 from fhirshield.model import Denial, Obligation, Permit, Reason, Refused, Stored, Tally, TypeView, misfit
 from fhirshield.redact.body import PLACE, REDACTED, SUBSETTED, Redactor, Unseen, Work, is_mark, silence
 from fhirshield.redact.mend import ResourceDropped
-from fhirshield.redact.merge import Merge, NotMergeable, Told, agrees, name_again, roots_stay, told, twin
+from fhirshield.redact.merge import Merge, NotMergeable, agrees, roots_stay, twin
 
 _SERVERS = ("versionId", "lastUpdated")
 """What of ``meta`` the server alone says (FHIR R4 §3.1.0.4)."""
@@ -93,6 +94,7 @@ class Written:
         token = self._redactor.finish(copy, label, closed, work)[1]
         if token:
             copy["meta"]["versionId"] = token
+        _in_upstreams_terms(copy, permit)
         return _Seen(copy, token or stored.version, verdict.applies, pairs)
 
     # --- the merge ------------------------------------------------------------------------------------------------
@@ -106,30 +108,31 @@ class Written:
         if silent and not permit.situation.habits.drop_narrative:
             text = f"narrative of {view.type} is hidden from this caller, so this server refuses its updates"
             raise Refused(Denial(403, Reason.HIDDEN_PART, "forbidden", text))
-        before, names_before, inverse = self._nameless(stored.resource, permit)
-        after, names_after, _ = self._nameless(new, permit)
         shown = _unmarked(seen.view, stored.resource, whole=False)
+        if agrees(shown, new):
+            return _unmarked(stored.resource, stored.resource, whole=True)
+        after, written = self._nameless(new, permit)
+        before = dict(stored.resource)
         if silent:
             silence(before)
             silence(after)
         bound = tuple(o for i, o in enumerate(view.obligations) if seen.applies >> i & 1)
-        origins = {id(made): inverse[id(original)] for made, original in seen.pairs if id(original) in inverse}
+        merge = Merge(
+            shown, after, origins={id(made): original for made, original in seen.pairs}, written=written,
+            contained=self._contained(permit, stored.resource), names=not view.naming.all_open,
+        )  # fmt: skip
         try:
             roots_stay(shown, after, bound)
-            merge = Merge(shown, after, origins, self._contained(permit, stored.resource))
             image = merge(before, bound)
-            for name in _SERVERS:
-                image.get("meta", {}).pop(name, None)
-            if not image.get("meta", True):
-                del image["meta"]
-            name_again(image, names_before, names_after)
+            meta = {name: value for name, value in image.get("meta", {}).items() if name.removeprefix("_") not in _SERVERS}
+            image = {name: meta if name == "meta" else value for name, value in image.items() if name != "meta" or meta}
             self._reads_as(permit, stored, image, after, seen.applies)
         except NotMergeable:
             raise Refused(_part()) from None
         return image
 
-    def _nameless(self, resource: Any, permit: Permit) -> tuple[Any, Told, dict[int, Any]]:
-        """A copy without the names that this caller may not read in references; what was taken; and original -> copy."""
+    def _nameless(self, resource: Any, permit: Permit) -> tuple[Any, dict[int, Any]]:
+        """A copy without the names that this caller may not read in references; and from its objects to those with them."""
         pairs: Pairs = []
         copy = twin(resource, pairs)
         view = permit.view(resource["resourceType"])
@@ -137,7 +140,7 @@ class Written:
             self._redactor.names_of(view, False).clean(copy, True, [], {})
             for inner in _contained(copy):
                 self._redactor.names_of(permit.view(inner["resourceType"]), True).clean(inner, True, [], {})
-        return copy, told(pairs, resource), {id(original): made for made, original in pairs}
+        return copy, {id(made): original for made, original in pairs}
 
     def _contained(self, permit: Permit, resource: Any) -> dict[str, tuple[Obligation, ...]]:
         return {inner["resourceType"]: permit.view(inner["resourceType"]).obligations for inner in _contained(resource)}
@@ -158,7 +161,9 @@ class Written:
             self._redactor.redact(copy, applies, work, mark=PLACE)
         except (ResourceDropped, Unseen):
             raise NotMergeable from None
-        if not agrees(_unmarked(copy, image, whole=False), new):
+        again = _unmarked(copy, image, whole=False)
+        _in_upstreams_terms(again, permit)
+        if not agrees(again, new):
             raise NotMergeable
 
 
@@ -177,6 +182,19 @@ def _contained(resource: Any) -> list[dict[str, Any]]:
     return (
         [one for one in found if type(one) is dict and one.get("resourceType") in resource_types()] if type(found) is list else []
     )
+
+
+def _in_upstreams_terms(node: Any, permit: Permit) -> None:
+    """Our own URLs as the upstream's, as in what comes in: texts that hold one are the same to the caller."""
+    ours, *others = permit.situation.bases
+    if not others or ours == others[0]:
+        return
+    for key, value in node.items() if type(node) is dict else enumerate(node):
+        if type(value) is str:
+            if ours[8:] in value:
+                node[key] = rebased(value.encode(), ours, others[0]).decode()
+        elif type(value) is dict or type(value) is list:
+            _in_upstreams_terms(value, permit)
 
 
 # --- marks and labels -----------------------------------------------------------------------------------------------------

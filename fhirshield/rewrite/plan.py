@@ -6,6 +6,8 @@ from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import encode
 from fhirshield.model import Permit, Plan, Total
 
+LONGEST = 2000
+"""Characters of a query in a URL; a longer one goes by POST ``_search``."""
 MOST_AT_ONCE = 500
 """Matches that are asked for beyond what the caller asked for."""
 
@@ -60,6 +62,6 @@ def _search(interaction: Interaction, permit: Permit) -> Plan:
     elif permit.thins:
         asked = [(name, _more(value) if name == "_count" else value) for name, value in asked]
     query = (*asked, *(criterion.query() for criterion in permit.narrow))
-    if interaction.by_post:
+    if interaction.by_post or sum(len(name) + len(value) for name, value in query) > LONGEST:
         return Plan(permit, "POST", (interaction.type, "_search"), query, form=True)
     return Plan(permit, "GET", (interaction.type,), query, form=False)

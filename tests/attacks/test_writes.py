@@ -29,7 +29,8 @@ def body_of(case: dict[str, Any], here: World) -> bytes | None:
     if body is None:
         return None
     text = json.dumps(body).replace("{base}", here.base).replace("{upstream}", here.upstream)
-    return text.replace("{origin}", here.upstream.removesuffix("/fhir")).encode()
+    origin = here.upstream.removesuffix("/fhir")
+    return text.replace("{origin}", origin).replace("{host}", origin.partition("//")[2]).encode()
 
 
 async def ask(case: dict[str, Any], here: World, bearer: str) -> Reply:

@@ -50,7 +50,7 @@ async def test_the_corpus_of_writes_holds_before_hapi(tmp_path: Path, hapi: str)
     wrong: list[Any] = []
     run = secrets.token_hex(4)
     async with world(tmp_path, {"rules": CORPUS["rules"]}, SETTINGS, upstream=hapi) as here:
-        for number, case in enumerate(CORPUS["cases"]):
+        for number, case in enumerate(case for case in CORPUS["cases"] if not case.get("not_on_hapi")):
             prefix = f"{run}-{number}-"
             claims = prefixed(CORPUS["callers"][case["caller"]], prefix)
             if "patient" in claims:
