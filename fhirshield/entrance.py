@@ -162,4 +162,5 @@ async def _read(receive: Receive, most: int) -> bytes:
 
 
 def _announces_a_body(headers: Any) -> bool:
-    return any(name in {b"content-length", b"transfer-encoding"} for name, _ in headers)
+    names = {name for name, _ in headers}
+    return b"content-length" in names or b"transfer-encoding" in names

@@ -31,19 +31,14 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     found = stand.of(interaction.type)
     if found is None:
         return Denial(404, Reason.UNKNOWN_TYPE, "not-supported", f"`{interaction.type}` is not a resource type of R4")
-    denial = (
-        _active(found, interaction)
-        or _scope(found, interaction)
-        or _denied(found, interaction)
-        or _allowed(found, interaction)
-        or _version(found, interaction)
-        or _unseen(found, interaction, situation)
-    )
+    denial = _of_type(found, interaction, situation)
     if denial:
         return denial
     binding = _binding(principal, situation, rules) if interaction.letter == "s" else ""
     if interaction.page is not None and interaction.page.binding != binding:
         return Denial(404, Reason.BAD_PAGE, "not-found", "this page link is not, or no longer, valid for this caller")
+    if interaction.letter != "s":
+        return _permit(stand, found, principal, interaction, situation, rules, "")
     whole = stand.naming.all_open and not stand.applied.redact and not stand.applied.deny
     shaped = asked.check(
         interaction.parameters, found, stand.of, lenient=interaction.lenient,
@@ -51,9 +46,26 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     )  # fmt: skip
     if isinstance(shaped, Denial):
         return shaped
-    interaction = replace(interaction, parameters=tuple(shaped.kept))
+    if len(shaped.kept) < len(interaction.parameters):
+        interaction = replace(interaction, parameters=tuple(shaped.kept))
     narrow, nothing = _narrow(found, interaction, principal)
     criteria = asked.rejudge(interaction.type, shaped.again)
+    return replace(
+        _permit(stand, found, principal, interaction, situation, rules, binding),
+        narrow=narrow,
+        nothing=nothing,
+        rejudge=fhir_criteria.judge(criteria, situation.bases) if criteria else None,
+        sent=tuple(shaped.sent),
+        joins=tuple(shaped.joins) if interaction.page is None else (),
+        shape=shaped.shape(counted=interaction.page is None),
+        thins=criteria is not None or not _all_found(found) or _is_ours(interaction),
+    )
+
+
+def _permit(
+    stand: Standing, found: TypeStanding, principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet,
+    binding: str,
+) -> Permit:  # fmt: skip
     return Permit(
         principal=principal,
         interaction=interaction,
@@ -61,17 +73,27 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         judge=judge_for(stand, principal.patient, rules.modifier_extensions, _reading_letter(interaction)),
         view=lambda name: _known(stand, name).view,
         sees_everything=stand.naming.all_open and not stand.applied.redact,
-        narrow=narrow,
-        nothing=nothing,
-        rejudge=fhir_criteria.judge(criteria, situation.bases) if criteria else None,
+        narrow=(),
+        nothing=False,
+        rejudge=None,
         binding=binding,
         rules=rules.digest,
         notes=NOTES,
-        sent=tuple(shaped.sent),
-        joins=tuple(shaped.joins) if interaction.page is None else (),
-        shape=shaped.shape(counted=interaction.page is None),
-        thins=interaction.letter == "s" and (criteria is not None or not _all_found(found) or _is_ours(interaction)),
         overwrites=interaction.writes and _overwrites(stand, found),
+    )
+
+
+def _of_type(found: TypeStanding, interaction: Interaction, situation: Situation) -> Denial | None:
+    """What scopes and rules say of the interaction with the type, whatever is asked in particular."""
+    if interaction.kind is Kind.READ and "r" in found.reads:
+        return None
+    return (
+        _active(found, interaction)
+        or _scope(found, interaction)
+        or _denied(found, interaction)
+        or _allowed(found, interaction)
+        or _version(found, interaction)
+        or _unseen(found, interaction, situation)
     )
 
 

@@ -70,6 +70,8 @@ class TypeStanding:
     whole: bool
     """Nothing of this type can be withheld from this caller."""
     view: TypeView
+    reads: str = ""
+    """``r`` where a read is granted by scope and rule and no deny is without criteria: known once, asked for every read."""
 
 
 class Standing:
@@ -108,6 +110,7 @@ class Standing:
             and name not in {"Device", "Provenance"}
             and any(row.selector.type == name and row.judge is None for row in allows),
             whole=self._never_withheld(name, subject=False),
+            reads=self._reads(name, allows),
             view=TypeView(
                 name,
                 obligations,
@@ -118,6 +121,11 @@ class Standing:
                 label=hashlib.sha256("\n".join(f"{o.rule} {o.path.text} {o.operation}" for o in obligations).encode()).digest(),
             ),
         )
+
+    def _reads(self, name: str, allows: tuple[RuleRow, ...]) -> str:
+        scoped = any("r" in row.letters for row in self._scope_rows(name))
+        denied = self._withheld_by(name) or any(r.judge is None and "r" in r.letters for r in self._rows(name, allow=False))
+        return "r" if scoped and not denied and any("r" in row.letters for row in allows) else ""
 
     def _obligations(self, name: str) -> tuple[Obligation, ...]:
         return tuple(o for rule in self.applied.redact for o in rule.redact if o.type == name)
