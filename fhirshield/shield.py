@@ -11,8 +11,8 @@ A refusal in any step leaves by the same door, recorded like an answer. An error
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fhirshield.audit import Journal, record
@@ -24,7 +24,8 @@ from fhirshield.describe import Describer
 from fhirshield.errors import Unavailable
 from fhirshield.fhir.criteria import Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
-from fhirshield.forward import Forwarder
+from fhirshield.fhir.reference import Literal
+from fhirshield.forward import Forwarder, not_found
 from fhirshield.gather import Gatherer
 from fhirshield.model import Denial, Permit, Plan, Principal, Reason, Receipt, Refused, Situation, Stored, Tally, View
 from fhirshield.policy.compile import RuleSet
@@ -34,7 +35,7 @@ from fhirshield.redact.body import Withheld
 from fhirshield.redact.links import Target
 from fhirshield.redact.written import Written
 from fhirshield.respond import preflight, refusal
-from fhirshield.rewrite import onward, rewrite
+from fhirshield.rewrite import fresh, onward, rewrite
 from fhirshield.ring import Ring
 
 Respond = Callable[[View, Receipt, Situation, bool], Awaitable[int]]
@@ -97,6 +98,9 @@ class Shield:
             principal = story.principal = await self._authenticate(situation)
             interaction = story.interaction = self._receive.content(interaction, request)
             permit = _granted(authorize(principal, interaction, situation, self._rules))
+            if interaction.condition:
+                permit = await self._conditioned(permit, story)
+                interaction = story.interaction = permit.interaction
             if interaction.writes:
                 permit = await self._weigh(permit, story)
                 await self._intend(permit, story)
@@ -135,22 +139,41 @@ class Shield:
         found: list[Criterion | None] = []
         for join in permit.joins:
             inner = _granted(authorize(permit.principal, join.search, permit.situation, self._rules))
-            inner = await self._join(inner, story) if inner.joins else inner
-            plan = rewrite(inner.interaction, inner)
-            matches = Searchset(self._redact, plan, whole=True)
-            onwards: Target | None = (plan.segments, plan.query)
-            for _ in range(MOST_PAGES):
-                name = join.search.type
-                story.gathered[name] = story.gathered.get(name, 0) + 1
-                onwards = matches.add(await self._forward(plan))
-                if onwards is None:
-                    break
-                plan = onward(plan, *onwards)
-            if onwards is not None or len(matches.shown) > MOST_JOINED:
-                text = f"more {join.search.type} than can be joined for this caller; ask more narrowly"
-                raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
-            found.append(joined(join, matches.shown, permit.situation.bases))
+            matches = await self._matches(inner, story)
+            found.append(joined(join, matches, permit.situation.bases))
         return narrowed(permit, found)
+
+    async def _matches(self, permit: Permit, story: Story) -> Mapping[Literal, Any]:
+        """All that this caller finds by a search, as it is shown; too much is refused."""
+        permit = await self._join(permit, story) if permit.joins else permit
+        name = permit.interaction.type
+        plan = fresh(rewrite(permit.interaction, permit))
+        found = Searchset(self._redact, plan, whole=True)
+        onwards: Target | None = (plan.segments, plan.query)
+        for _ in range(MOST_PAGES):
+            story.gathered[name] = story.gathered.get(name, 0) + 1
+            onwards = found.add(await self._forward(plan))
+            if onwards is None:
+                break
+            plan = onward(plan, *onwards)
+        if onwards is not None or len(found.shown) > MOST_JOINED:
+            text = f"more {name} than can be joined for this caller; ask more narrowly"
+            raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
+        return found.shown
+
+    async def _conditioned(self, permit: Permit, story: Story) -> Permit:
+        """Resolve what a conditional write names, by a search that its caller may make.
+
+        Whoever may be denied any resource of the type is refused before anybody is asked: a hidden match would show.
+        """
+        asked = permit.interaction
+        search = Interaction(Kind.SEARCH_TYPE, type=asked.type, parameters=asked.condition)
+        inner = _granted(authorize(permit.principal, search, permit.situation, self._rules))
+        if inner.thins:
+            text = f"conditional writes are not served to a caller from whom any {asked.type} may be withheld"
+            raise Refused(Denial(403, Reason.HIDDEN_PART, "forbidden", text))
+        found = await self._matches(inner, story)
+        return _granted(authorize(permit.principal, _resolved(asked, list(found)), permit.situation, self._rules))
 
     async def _weigh(self, permit: Permit, story: Story) -> Permit:
         """Judge a write by what is stored, what it would become, and what it names; everything is read fresh."""
@@ -221,6 +244,28 @@ class Shield:
         finally:
             if story.principal is not None:
                 self._journal.note(record.sent(receipt.decision, size, complete))
+
+
+def _resolved(asked: Interaction, found: list[Literal]) -> Interaction:
+    """The interaction that a conditional write comes to (FHIR R4 §3.1.0.4.3, §3.1.0.8.1). Raises Refused."""
+    if len(found) > 1:
+        raise Refused(Denial(412, Reason.UPSTREAM_REFUSED, "multiple-matches", f"several {asked.type} match: name one by its id"))
+    creates = asked.kind is Kind.CREATE
+    if not found:
+        if creates:
+            return asked
+        if asked.kind is Kind.UPDATE and not (isinstance(asked.content, dict) and "id" in asked.content):
+            return replace(asked, kind=Kind.CREATE)
+        raise Refused(not_found())
+    (one,) = found
+    if creates:
+        return replace(asked, kind=Kind.READ, id=one.id, condition=(), content=None)
+    content = asked.content
+    if asked.kind is Kind.UPDATE and isinstance(content, dict):
+        if content.get("id", one.id) != one.id:
+            raise Refused(Denial(400, Reason.MALFORMED_REQUEST, "invalid", "the id in the body is not that of what matches"))
+        content = {**content, "id": one.id}
+    return replace(asked, id=one.id, condition=(), content=content)
 
 
 def _granted(decision: Permit | Denial) -> Permit:

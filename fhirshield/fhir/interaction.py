@@ -91,6 +91,8 @@ class Interaction:
     """What a write brings: a resource, or the operations of a JSON Patch; in the upstream's terms."""
     if_match: str = ""
     """The version that a write insists on, as this caller was told it."""
+    condition: tuple[Parameter, ...] = ()
+    """What a conditional write searches by (FHIR R4 §3.1.0.7.1): its type is ``type``."""
     answer: Return = Return.REPRESENTATION
     lenient: bool = False
     """Parameters that are not known are left out, not refused (``Prefer: handling=lenient``, FHIR R4 §3.1.1.3)."""

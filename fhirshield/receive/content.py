@@ -39,7 +39,7 @@ def _check_resource(value: Any, interaction: Interaction) -> None:
     name = value.get("resourceType") if type(value) is dict else None
     if name != interaction.type:
         raise malformed(f"the body is no {interaction.type}")
-    if interaction.kind is Kind.UPDATE and value.get("id") != interaction.id:
+    if interaction.kind is Kind.UPDATE and interaction.id and value.get("id") != interaction.id:
         raise malformed("the id in the body is not the one in the path")
 
 

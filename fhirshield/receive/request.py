@@ -118,15 +118,28 @@ class Receiver:
         if not interaction.writes:
             return interaction
         headers = self._headers(request)
-        conditional = interaction.parameters or "if-none-exist" in headers or "if-none-match" in headers
-        if conditional or (not interaction.id and interaction.kind is not Kind.CREATE):
-            text = "conditional writes are not served here: name the resource by its id"
+        if "if-none-match" in headers:
+            text = "`If-None-Match` is not served on writes"
             raise Refused(Denial(400, Reason.NOT_SERVED, "not-supported", text))
+        interaction = replace(interaction, condition=self._condition(interaction, headers), parameters=())
         content = None
         if interaction.kind is not Kind.DELETE:
             bases = (self._base, self._upstream.url)
             content = content_of(interaction, request.body, headers, bases, self._limits.depth)
         return replace(interaction, content=content, if_match=head.if_match(headers), answer=head.preferred_return(headers))
+
+    def _condition(self, interaction: Interaction, headers: head.Headers) -> tuple[Parameter, ...]:
+        """What a conditional write searches by: for a create in a header, else in the URL, in place of the id. Raises Refused."""
+        creates = interaction.kind is Kind.CREATE
+        asked = headers.get("if-none-exist", "")
+        if creates and not interaction.parameters:
+            found = tuple(parameters_of(asked.partition("?")[2].encode() if "?" in asked else asked.encode("latin-1")))
+            if asked and not found:
+                raise head.malformed("`If-None-Exist` takes search parameters")
+            return found
+        if asked or creates or bool(interaction.id) is bool(interaction.parameters):
+            raise head.malformed("a write names a resource by its id, or by search parameters, and not by both")
+        return interaction.parameters
 
     def _form(self, request: Request, headers: head.Headers) -> list[Parameter]:
         if request.body and headers.get("content-type", "").split(";")[0].strip().lower() != head.FORM:

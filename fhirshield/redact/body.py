@@ -180,24 +180,23 @@ class Redactor:
         work.tally.patients.update(writing.patients)
         if interaction.kind is Kind.DELETE:
             return self._told(interaction, 204, [], "deleted", work)
-        status = 201 if writing.creates else 200
+        made = writing.creates and answer.status != 200
+        status = 201 if made else 200
         identity = answer.id or interaction.id
         verdict = permit.judge(answer.resource, "r", work.careful) if answer.resource is not None else None
         content = self.body(answer.resource, verdict, work) if verdict is not None else None
         closed = permit.view(interaction.type).closed
         version = (content[1] if content else "") or ("" if "versionId" in closed else answer.version)
         headers = []
-        if writing.creates:
+        if made:
             headers.append(("Location", self.linker.created(permit, identity, version)))
         if version:
             headers.append(("ETag", f'W/"{version}"'))
         if "lastUpdated" not in closed and "last-modified" in answer.headers and verdict is not None and verdict.shown:
             headers.append(("Last-Modified", answer.headers["last-modified"]))
-        created = identity if writing.creates else ""
+        created = identity if made else ""
         if content is None or interaction.answer is not Return.REPRESENTATION:
-            return replace(
-                self._told(interaction, status, headers, "created" if writing.creates else "updated", work), created=created
-            )
+            return replace(self._told(interaction, status, headers, "created" if made else "updated", work), created=created)
         rule = verdict.rule if verdict else ""
         return View(status, (JSON, *headers), content[0], Reason.PERMITTED, work.tally, rule, created)
 

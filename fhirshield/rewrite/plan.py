@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from urllib.parse import quote, urlencode
+
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import encode
 from fhirshield.model import Permit, Plan, Total
@@ -29,7 +32,12 @@ def rewrite(interaction: Interaction, permit: Permit) -> Plan:
 
 def onward(plan: Plan, segments: tuple[str, ...], query: tuple[tuple[str, str], ...]) -> Plan:
     """The plan for a further page of the upstream's, where one of ours is not full yet."""
-    return Plan(plan.permit, "GET", segments, query, form=False)
+    return Plan(plan.permit, "GET", segments, query, form=False, headers=plan.headers)
+
+
+def fresh(plan: Plan) -> Plan:
+    """The plan of a search that a decision rests on: servers may answer others from a cache, as HAPI does."""
+    return replace(plan, headers=(("Cache-Control", "no-cache"),))
 
 
 def _write(interaction: Interaction, permit: Permit) -> Plan:
@@ -43,6 +51,9 @@ def _write(interaction: Interaction, permit: Permit) -> Plan:
         return Plan(permit, "DELETE", (interaction.type, interaction.id), (), form=False, headers=tuple(headers))
     headers.append(("Prefer", "return=representation"))
     body = encode(writing.image)
+    if interaction.condition:  # nothing that matched was there a moment ago; the upstream makes sure of it
+        pairs = [(f"{p.name}:{p.modifier}" if p.modifier else p.name, p.value) for p in interaction.condition]
+        headers.append(("If-None-Exist", urlencode(pairs, quote_via=quote, safe="")))
     if interaction.kind is Kind.CREATE:
         return Plan(permit, "POST", (interaction.type,), (), form=False, body=body, headers=tuple(headers))
     segments = (interaction.type, interaction.id)

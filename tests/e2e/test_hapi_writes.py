@@ -199,6 +199,37 @@ async def test_a_life_of_a_resource_on_hapi(tmp_path: Path, hapi: str) -> None:
         assert numeric.status == 201 and numeric.headers["etag"] == 'W/"4"'  # a deletion is a version of its own
 
 
+async def test_conditional_writes_on_hapi(tmp_path: Path, hapi: str) -> None:
+    rules = copy.deepcopy(CORPUS["rules"][:1])
+    rules[0]["allow"]["delete_unseen"] = True
+    async with world(tmp_path, {"rules": rules}, upstream=hapi) as here:
+        token = here.token("user/*.cruds", roles=["admin"])
+        own = f"identifier=http://a.example%7C{secrets.token_hex(6)}"
+        value = own.rpartition("%7C")[2]
+        body = {"resourceType": "Patient", "identifier": [{"system": "http://a.example", "value": value}]}
+
+        async def ask(method: str, path: str, content: Any, **headers: str) -> Any:
+            kind = PATCH if method == "PATCH" else FHIR
+            data = json.dumps(content) if content is not None else None
+            return await here.ask(path, token, method, data=data, headers={**(kind if data else {}), **headers})
+
+        assert (await ask("PATCH", f"/Patient?{own}", [{"op": "add", "path": "/active", "value": True}])).status == 404
+        first = await ask("POST", "/Patient", body, **{"If-None-Exist": own})
+        again = await ask("POST", "/Patient", {**body, "active": False}, **{"If-None-Exist": own})
+        assert (first.status, again.status) == (201, 200) and first.json["id"] == again.json["id"] and "active" not in again.json
+        updated = await ask("PUT", f"/Patient?{own}", {**body, "active": True})
+        assert updated.status == 200 and updated.json["id"] == first.json["id"] and updated.json["active"] is True
+        assert (await ask("PUT", f"/Patient?{own}", {**body, "id": "another"})).status == 400
+        patched = await ask("PATCH", f"/Patient?{own}", [{"op": "replace", "path": "/active", "value": False}])
+        assert patched.status == 200 and patched.json["active"] is False
+        both = await here.ask("/Patient", token, "POST", data=json.dumps(body), headers=FHIR)
+        assert (await ask("PUT", f"/Patient?{own}", body)).status == (await ask("DELETE", f"/Patient?{own}", None)).status == 412
+        assert (await here.ask(f"/Patient/{both.json['id']}", token, "DELETE")).status == 204
+        assert (await ask("DELETE", f"/Patient?{own}", None)).status == 204
+        made = await ask("PUT", f"/Patient?{own}", body)
+        assert made.status == 201 and made.json["id"] != first.json["id"]
+
+
 async def test_hapis_history_tells_what_became_of_writes(tmp_path: Path, hapi: str) -> None:
     """HAPI keeps the request id in ``meta.source``, so that a create is known again among others like it."""
     async with world(tmp_path, upstream=hapi) as here:
