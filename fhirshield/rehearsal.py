@@ -134,7 +134,8 @@ def _answer(permit: Permit, stored: list[Any]) -> Answer:
         image = permit.writing.image
         identity = interaction.id or "new"
         resource: Any = None if image is None else _again({**image, "id": identity})
-        return Answer(plan, 200, {}, resource, careful=True, deep=True, named=True, id=identity)
+        status = 201 if permit.writing.creates else 200
+        return Answer(plan, status, {}, resource, careful=True, deep=True, named=True, id=identity)
     if interaction.kind is Kind.SEARCH_TYPE:
         matches = [r for r in stored if r.get("resourceType") == interaction.type] if not permit.nothing else []
         resource = {

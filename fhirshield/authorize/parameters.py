@@ -211,7 +211,7 @@ def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -
     known = search_parameter(standing.type, parameter.name)
     if known is None or parameter.name in RESULT_PARAMETERS or not known.ways:
         return _unknown(parameter, standing.type)
-    allowed = MODIFIERS.get(known.type, set())
+    allowed = {""} if parameter.name == "_id" else MODIFIERS.get(known.type, set())  # narrowing rests on `_id`
     typed = known.type == "reference" and parameter.modifier in known.targets
     if parameter.modifier not in allowed and not typed:
         text = f"`{parameter.name}:{parameter.modifier}` is not served"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from fhirshield.authorize.caller import standing_of
-from fhirshield.authorize.resource import allows, denies, scope_grants, unknown_modifier
+from fhirshield.authorize.resource import allows, denies, scope_grants, stands_beside, unknown_modifier
 from fhirshield.authorize.standing import RULE_LETTERS, RuleRow, Standing, TypeStanding
 from fhirshield.fhir.content import Misfit, named
 from fhirshield.fhir.definitions import resource_types
@@ -177,11 +177,17 @@ def _touched(name: str, before: Any, image: Any) -> set[str]:
         return set()
     touched = set()
     old: Any = before if before is not None else {}
-    if name == "Patient" and not same(old.get("link"), image.get("link")):
+    if not same(_links(old), _links(image)):
         touched.add(LINK)
     if not same(_labels(old), _labels(image)):
         touched.add(SECURITY)
     return touched
+
+
+def _links(resource: Any) -> list[Any]:
+    """The links of a Patient, and of each Patient within a resource."""
+    patients = [one for one in (resource, *_within(resource)) if one.get("resourceType") == "Patient"]
+    return [one["link"] for one in patients if "link" in one]
 
 
 def _labels(node: Any) -> list[Any]:
@@ -263,7 +269,9 @@ def _may_refer(writer: _Writer, resource: Any) -> bool:
         return False
     reading = [row for row in found.scopes if set(row.letters) & set(_READING)]
     scopes = reading or list(found.scopes) or [row for row in writer.found.scopes if writer.interaction.letter in row.letters]
-    in_set = not has_subject(found.type) or patients_of(resource, writer.stand.bases) == frozenset((writer.patient,))
+    in_set = patients_of(resource, writer.stand.bases) == frozenset((writer.patient,))
+    if not has_subject(found.type):  # it stands beside what refers to it, where a rule speaks of it
+        in_set = bool(found.allows) and (found.open_to_all or stands_beside(resource, found, writer.patient, writer.stand.bases))
     own = bool(found.scopes)
     if not any((not row.limited or in_set) and (not own or row.judge is None or row.judge(resource) is True) for row in scopes):
         return False

@@ -90,14 +90,24 @@ def _check_contained(inner: dict[str, Any], beside: list[Any], place: str) -> No
         raise Misfit(place)
 
 
+_LEAST = {"integer": -(1 << 31), "positiveInt": 1, "unsignedInt": 0}
+MOST_DIGITS = 100
+"""Of a decimal written out: servers choke on more (FHIR R4 asks for 18)."""
+
+
+def _is_plain(value: Decimal) -> bool:
+    _, digits, exponent = value.as_tuple()
+    return isinstance(exponent, int) and len(digits) <= MOST_DIGITS and abs(exponent) <= MOST_DIGITS
+
+
 def _is_a(value: Any, kind: str) -> bool:
     """Whether a JSON value is one that a primitive type can have (FHIR R4 §2.6.2.2)."""
     if kind == "boolean":
         return type(value) is bool
-    if kind in {"integer", "positiveInt", "unsignedInt"}:
-        return type(value) is int
+    if kind in _LEAST:
+        return type(value) is int and _LEAST[kind] <= value < 1 << 31
     if kind == "decimal":
-        return type(value) is int or isinstance(value, Decimal)
+        return (type(value) is int and abs(value) < 10**MOST_DIGITS) or (isinstance(value, Decimal) and _is_plain(value))
     return type(value) is str and value != ""
 
 
@@ -123,9 +133,17 @@ def named(resource: Any, bases: tuple[str, ...]) -> Iterator[Naming]:
             if found is not None or not _is_elsewhere(value, hosts):
                 yield plain, place, found or value
         elif kind in _URLS:
-            found = literal(value, bases)
-            if found is not None:
-                yield plain, place, found
+            found = literal(re.split(r"[|#]", value)[0], bases)
+            if found is not None or _is_below(value, bases):
+                yield plain, place, found or value
+
+
+def _is_below(text: str, bases: tuple[str, ...]) -> bool:
+    """Whether a URL leads to something of this server that is no plain resource: a search, an operation."""
+    for base in bases:
+        if text.startswith((base + "/", base + "?")):
+            return True
+    return re.split(r"[/?$]", text)[0] in resource_types() and ("/" in text or "?" in text)
 
 
 def _is_elsewhere(text: str, hosts: set[str]) -> bool:

@@ -12,6 +12,8 @@ from fhirshield.model import Denial, Reason, Refused
 from fhirshield.receive.headers import JSON_TYPES, Headers, malformed, media_type
 
 PATCH = "application/json-patch+json"
+MARGIN = 8
+"""Levels by which a body must be flatter than an answer: what is stored comes back within Bundles."""
 
 
 def content_of(interaction: Interaction, body: bytes, headers: Headers, bases: tuple[str, str], depth: int) -> Any:
@@ -23,7 +25,7 @@ def content_of(interaction: Interaction, body: bytes, headers: Headers, bases: t
     elif kind not in JSON_TYPES:
         raise _unsupported("resources are taken as FHIR JSON: application/fhir+json")
     try:
-        value = fhir_json.decode_strictly(body, depth)
+        value = fhir_json.decode_strictly(body, max(8, depth - MARGIN))
         ours, theirs = bases
         again = fhir_json.encode(value)
         moved = rebased(again, ours, theirs)

@@ -148,6 +148,8 @@ class Redactor:
             carry_out(changes, work.tools, counts)
         if silent:
             silence(resource)
+        if not work.permit.sees_everything and "meta" in resource:
+            _plain_tags(resource["meta"])
         if marked and mark is not None:
             _mark(resource, mark, closed)
         return label, closed
@@ -303,6 +305,15 @@ def _mark(resource: dict[str, Any], version: str, closed: frozenset[str]) -> Non
         codings = [c for c in codings if not is_mark(c, mark)] if type(codings) is list else []
         meta[name] = [*codings, mark]
     resource["meta"] = meta
+
+
+def _plain_tags(meta: Any) -> None:
+    """Tags without their texts: servers such as HAPI keep one text for each, whoever wrote it first and on whatever resource."""
+    tags = meta.get("tag") if type(meta) is dict else None
+    for tag in tags if type(tags) is list else ():
+        if type(tag) is dict and not is_mark(tag, SUBSETTED):
+            for name in ("display", "_display", "version", "_version", "userSelected", "_userSelected"):
+                tag.pop(name, None)
 
 
 def is_mark(coding: Any, mark: dict[str, str]) -> bool:

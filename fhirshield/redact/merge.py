@@ -228,7 +228,9 @@ class Merge:
                 begin = found + 1
             elif self._within(seen, live) or (self._names and not plain and bool(ways(kind))):
                 raise NotMergeable
-        if len(view) == len(new) and not plain:  # what is left may hide nothing but what goes with its values
+        if plain:
+            _by_target(view, new, pairs)
+        elif len(view) == len(new):  # what is left may hide nothing but what goes with its values
             known = set(pairs.values())
             pairs |= {index: index for index in range(len(view)) if index not in pairs and index not in known}
         return pairs
@@ -369,6 +371,18 @@ def _ids(view: list[Any], new: list[Any]) -> dict[str, int]:
                 raise NotMergeable
             found[name] = index
     return found
+
+
+def _by_target(view: list[Any], new: list[Any], pairs: dict[int, int]) -> None:
+    """Pair references that are left by what they refer to, in order."""
+    known = set(pairs.values())
+    left: dict[str, list[int]] = {}
+    for index, seen in enumerate(view):
+        if index not in known and type(seen) is dict and isinstance(seen.get("reference"), str):
+            left.setdefault(seen["reference"], []).append(index)
+    for index, entry in enumerate(new):
+        if index not in pairs and type(entry) is dict and left.get(str(entry.get("reference"))):
+            pairs[index] = left[entry["reference"]].pop(0)
 
 
 def _only_markers(value: Any) -> bool:

@@ -69,7 +69,7 @@ class Written:
 
     def _patched(self, operations: Any, view: Any) -> Any:
         try:
-            return apply(operations, view, self._depth)
+            return apply(operations, view, max(8, self._depth - 8))
         except PatchError as error:
             where = f"operation {error.place}" if error.place >= 0 else "the patch"
             if error.malformed:

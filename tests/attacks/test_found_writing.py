@@ -239,3 +239,71 @@ def test_no_small_body_costs_seconds() -> None:
     assert time.process_time() - begin < 5  # it took minutes; half a second is usual
     values = [{"system": "a", "code": str(n)} for n in range(30_000)]
     assert put(LAB, {**LAB, "code": {"coding": values}}).status == 400
+
+
+@pytest.mark.parametrize("hidden", [{}, {"display": "HID"}, {"identifier": {"value": "HID"}}])
+def test_an_edit_of_a_reference_tells_nothing_of_a_hidden_name_and_keeps_it(hidden: dict[str, Any]) -> None:
+    stored = {**LAB, "performer": [{"reference": "Patient/p1", **hidden}]}
+    edited = patch(stored, {"op": "add", "path": "/performer/0/id", "value": "b"})
+    assert edited.status == 200 and image(edited)["performer"] == [{"reference": "Patient/p1", **hidden, "id": "b"}]
+    twice = {**view(stored), "performer": [{"reference": "Patient/p1", "id": "b"}, {"reference": "Patient/p1"}]}
+    assert put(stored, twice).status == 200
+    more = patch(stored, {"op": "add", "path": "/performer/-", "value": {"reference": "Practitioner/p1"}})
+    assert image(more)["performer"][0] == {"reference": "Patient/p1", **hidden}
+
+
+OWN = {
+    "id": "own",
+    "who": {"roles": ["*"]},
+    "allow": {"interactions": ["*"], "resources": ["Patient", "Observation", "Practitioner"]},
+}
+APP_STAGE = Stage(RuleSet(loads(yaml.safe_dump({"rules": [OWN]}))), hidden_narrative="drop")
+APP = principal_from({"roles": ["patient"], "scopes": "patient/*.cruds", "patient": "a", "fhir_user": "Patient/a"})
+
+
+@pytest.mark.parametrize("kind", ["Binary", "Provenance", "Device", "Group", "Bundle", "Schedule", "MessageHeader", "Linkage"])
+def test_a_patients_app_learns_nothing_of_types_that_no_rule_speaks_of(kind: str) -> None:
+    body = {"resourceType": "Observation", "status": "final", "code": {"text": "x"}, "subject": {"reference": "Patient/a"}}
+    stored = [
+        {"resourceType": "Patient", "id": "a"},
+        {"resourceType": "Practitioner", "id": "d"},
+        {"resourceType": kind, "id": "there"},
+    ]
+    answers = [
+        APP_STAGE.rehearse(APP, "POST /Observation", stored, NOW, {**body, "focus": [{"reference": f"{kind}/{name}"}]})
+        for name in ("there", "nobody")
+    ]
+    assert [answer.status for answer in answers] == [422, 422]
+    doctor = {**body, "performer": [{"reference": "Practitioner/d"}]}
+    assert APP_STAGE.rehearse(APP, "POST /Observation", stored, NOW, doctor).status == 201
+
+
+@pytest.mark.parametrize("name", ["_id:not=a", "_id:not=", "_id:missing=false", "_id:exact=a"])
+def test_what_narrowing_rests_on_takes_no_modifier(name: str) -> None:
+    assert APP_STAGE.rehearse(APP, f"GET /Patient?{name}", [{"resourceType": "Patient", "id": "a"}], NOW).status == 400
+
+
+def test_tags_come_without_the_texts_that_others_gave_them() -> None:
+    tag = {"system": "http://t.example", "code": "c1", "display": "of somebody else", "version": "v9", "userSelected": True}
+    stored = {**LAB, "meta": {"tag": [tag]}}
+    assert view(stored)["meta"]["tag"][0] == {"system": "http://t.example", "code": "c1"}
+    assert image(put(stored, {**view(stored), "status": "amended"}))["meta"]["tag"] == [tag]
+
+
+def deep(levels: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {"url": "http://e.example", "valueString": "x"}
+    for _ in range(levels):
+        inner = {"url": "http://e.example", "extension": [inner]}
+    return {"resourceType": "Person", "extension": [inner]}
+
+
+def test_what_could_not_be_served_again_is_not_stored() -> None:
+    def post(body: Any) -> int:
+        return STAGE.rehearse(NURSE, f"POST /{body['resourceType']}", [], NOW, body).status
+
+    assert post(deep(10)) == 201 and post(deep(30)) == 400
+    for number in ("1e1000", "1e400", "1e-400", "1" * 101, "1." + "1" * 101):
+        value = fhir_json.decode(f'{{"v":{number}}}'.encode())["v"]
+        assert post({**LAB, "valueQuantity": {"value": value}}) == 422, number
+    assert post({**LAB, "valueInteger": 1 << 31}) == post({**LAB, "valueInteger": 1.0}) == 422
+    assert post({**LAB, "valueQuantity": {"value": fhir_json.decode(b"[1e10]")[0]}}) == 201
