@@ -199,7 +199,9 @@ class Shield:
         story.intended = True
 
     async def _record(self, permit: Permit, view: View, story: Story) -> Receipt:
-        entry = record.released(permit, view) | ({} if permit.writing else record.asked(story.gathered))
+        entry = record.released(permit, view)
+        if story.gathered and permit.writing is None:
+            entry |= record.asked(story.gathered)
         try:
             return await self._journal.record(entry, permit.situation.decision)
         except Unavailable:
