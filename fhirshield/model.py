@@ -431,6 +431,8 @@ class View:
     rule: str = ""
     created: str = ""
     """The id that a create was given."""
+    entries: tuple[str, ...] = ()
+    """The decisions of a batch's entries."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
+
+import msgspec
 
 from fhirshield.fhir.json import encode
 from fhirshield.fhir.outcome import outcome
@@ -23,6 +26,28 @@ def refusal(denial: Denial) -> View:
     headers = (("Content-Type", "application/fhir+json; charset=utf-8"), *denial.headers)
     body = encode(outcome(denial.code, denial.diagnostics, expression=denial.expression))
     return View(denial.status, headers, body, denial.reason, Tally(), denial.rule)
+
+
+def batch_response(views: list[View], decisions: list[str]) -> View:
+    """The answers to the entries of a batch, in their order (FHIR R4 §3.1.0.11.4)."""
+    entries = [_entry(view) for view in views]
+    bundle = {"resourceType": "Bundle", "type": "batch-response", "entry": entries}
+    tally = Tally(shown=sum(view.tally.shown for view in views))
+    headers = (("Content-Type", "application/fhir+json; charset=utf-8"),)
+    return View(200, headers, encode(bundle), Reason.PERMITTED, tally, entries=tuple(decisions))
+
+
+def _entry(view: View) -> dict[str, Any]:
+    headers = {name.lower(): value for name, value in view.headers}
+    response: dict[str, Any] = {"status": f"{view.status} {HTTPStatus(view.status).phrase}"}
+    for name in ("location", "etag"):
+        if name in headers:
+            response[name] = headers[name]
+    if not view.body:
+        return {"response": response}
+    if view.status >= 400:
+        return {"response": {**response, "outcome": msgspec.Raw(view.body)}}
+    return {"resource": msgspec.Raw(view.body), "response": response}
 
 
 def preflight() -> View:

@@ -11,7 +11,8 @@ A refusal in any step leaves by the same door, recorded like an answer. An error
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,32 +20,26 @@ from fhirshield.audit import Journal, record
 from fhirshield.audit.intents import content_digest
 from fhirshield.audit.quota import Quota
 from fhirshield.authenticate import Authenticator
-from fhirshield.authorize import authorize, draft, endorse, joined, may_change, narrowed
+from fhirshield.authorize import authorize
 from fhirshield.describe import Describer
 from fhirshield.errors import Unavailable
-from fhirshield.fhir.criteria import Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
-from fhirshield.fhir.reference import Literal
-from fhirshield.forward import Forwarder, not_found
+from fhirshield.forward import Forwarder
 from fhirshield.gather import Gatherer
-from fhirshield.model import Denial, Permit, Plan, Principal, Reason, Receipt, Refused, Situation, Stored, Tally, View
+from fhirshield.inquiry import Inquiry, granted
+from fhirshield.model import Denial, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
-from fhirshield.redact import Redactor, Searchset
+from fhirshield.redact import Redactor
 from fhirshield.redact.body import Withheld
-from fhirshield.redact.links import Target
 from fhirshield.redact.written import Written
-from fhirshield.respond import preflight, refusal
-from fhirshield.rewrite import fresh, onward, rewrite
+from fhirshield.respond import batch_response, preflight, refusal
+from fhirshield.rewrite import rewrite
 from fhirshield.ring import Ring
 
 Respond = Callable[[View, Receipt, Situation, bool], Awaitable[int]]
 """(view, receipt, situation, headers only) -> bytes of body sent"""
 
-MOST_PAGES = 10
-"""Pages of the upstream that one page of ours may cost."""
-MOST_JOINED = 200
-"""Resources that a chain or ``_has`` may lead through."""
 _log = logging.getLogger("fhirshield")
 _PUBLIC = {Kind.CAPABILITIES, Kind.SMART_CONFIGURATION, Kind.PREFLIGHT}
 
@@ -79,10 +74,9 @@ class Shield:
         self._receive = receive
         self._authenticate = authenticate
         self._rules = rules
-        self._gather = gather
         self._forward = forward
         self._redact = redact
-        self._written = written
+        self._inquiry = Inquiry(rules, gather, forward, redact, written)
         self._describe = describe
         self._journal = journal
         self._quota = quota
@@ -97,21 +91,11 @@ class Shield:
                 return await self._publish(interaction, situation, story, respond)
             principal = story.principal = await self._authenticate(situation)
             interaction = story.interaction = self._receive.content(interaction, request)
-            permit = _granted(authorize(principal, interaction, situation, self._rules))
-            if interaction.condition:
-                permit = await self._conditioned(permit, story)
-                interaction = story.interaction = permit.interaction
-            if interaction.writes:
-                permit = await self._weigh(permit, story)
-                await self._intend(permit, story)
-            if permit.joins:
-                permit = await self._join(permit, story)
-            plan = rewrite(interaction, permit)
-            if interaction.searches:
-                view = await self._searched(plan)
+            if interaction.kind is Kind.BATCH:
+                view = await self._each(request, principal, story)
+                receipt = await self._recorded(record.batch(situation, interaction, principal, view), story)
             else:
-                view = self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
-            receipt = await self._record(permit, view, story)
+                view, receipt = await self._decided(principal, story)
             await self._respond(view, receipt, story, respond)
         except Refused as refused:
             if isinstance(refused, Withheld):
@@ -122,71 +106,57 @@ class Shield:
             denial = Denial(500, Reason.INTERNAL, "exception", "the shield could not decide this request")
             await self.refuse(_unknown() if story.intended else denial, story, respond)
 
-    async def _searched(self, plan: Plan) -> View:
-        """A page of our own, from as many of the upstream's as it takes, within a budget."""
-        page = Searchset(self._redact, plan)
-        for last in (*(False,) * (MOST_PAGES - 1), True):
-            onwards = page.add(await self._forward(plan))
-            if onwards is None:
-                break
-            if last:
-                page.give_up()
-            plan = onward(plan, *onwards)
-        return page.view()
+    async def _decided(self, principal: Principal, story: Story) -> tuple[View, Receipt]:
+        """One interaction of a known caller: decided, carried out, seen as this caller may see it, recorded. Raises Refused."""
+        assert story.interaction is not None
+        permit = granted(authorize(principal, story.interaction, story.situation, self._rules))
+        permit = await self._inquiry.before(permit, story.gathered)
+        interaction = story.interaction = permit.interaction
+        if interaction.writes:
+            await self._intend(permit, story)
+        plan = rewrite(interaction, permit)
+        if interaction.searches:
+            view = await self._inquiry.searched(plan)
+        else:
+            view = self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
+        entry = record.released(permit, view)
+        if story.gathered and permit.writing is None:
+            entry |= record.asked(story.gathered)
+        return view, await self._recorded(entry, story)
 
-    async def _join(self, permit: Permit, story: Story) -> Permit:
-        """Resolve chains and ``_has`` by searches that are decided like the caller's own, in bounded steps."""
-        found: list[Criterion | None] = []
-        for join in permit.joins:
-            inner = _granted(authorize(permit.principal, join.search, permit.situation, self._rules))
-            matches = await self._matches(inner, story)
-            found.append(joined(join, matches, permit.situation.bases))
-        return narrowed(permit, found)
+    async def _each(self, request: Request, principal: Principal, story: Story) -> View:
+        """The entries of a batch, each decided, and recorded, as the request that it is (FHIR R4 §3.1.0.11). Raises Refused."""
+        assert story.interaction is not None
+        views, decisions = [], []
+        for entry in story.interaction.content["entry"]:
+            decision = os.urandom(16).hex()
+            decisions.append(decision)
+            inner = Story(replace(story.situation, decision=decision), principal=principal)
+            try:
+                asked = self._receive.entry(entry, request, decision)
+                inner.interaction = self._receive.interaction(asked)
+                inner.interaction = self._receive.content(inner.interaction, asked)
+                view, _ = await self._decided(principal, inner)
+            except Refused as refused:
+                view = await self._refused(refused, inner)
+            except Exception as error:  # noqa: BLE001 - one entry's error is not another's
+                _log.error("unforeseen %s in exchange %s at %s", type(error).__name__, decision, _place(error))
+                denial = Denial(500, Reason.INTERNAL, "exception", "the shield could not decide this request")
+                view = await self._refused(Refused(_unknown() if inner.intended else denial), inner)
+            finally:
+                story.intended = story.intended or inner.intended
+            views.append(replace(view, body=b"") if inner.head else view)
+        return batch_response(views, decisions)
 
-    async def _matches(self, permit: Permit, story: Story) -> Mapping[Literal, Any]:
-        """All that this caller finds by a search, as it is shown; too much is refused."""
-        permit = await self._join(permit, story) if permit.joins else permit
-        name = permit.interaction.type
-        plan = fresh(rewrite(permit.interaction, permit))
-        found = Searchset(self._redact, plan, whole=True)
-        onwards: Target | None = (plan.segments, plan.query)
-        for _ in range(MOST_PAGES):
-            story.gathered[name] = story.gathered.get(name, 0) + 1
-            onwards = found.add(await self._forward(plan))
-            if onwards is None:
-                break
-            plan = onward(plan, *onwards)
-        if onwards is not None or len(found.shown) > MOST_JOINED:
-            text = f"more {name} than can be joined for this caller; ask more narrowly"
-            raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
-        return found.shown
-
-    async def _conditioned(self, permit: Permit, story: Story) -> Permit:
-        """Resolve what a conditional write names, by a search that its caller may make.
-
-        Whoever may be denied any resource of the type is refused before anybody is asked: a hidden match would show.
-        """
-        asked = permit.interaction
-        search = Interaction(Kind.SEARCH_TYPE, type=asked.type, parameters=asked.condition)
-        inner = _granted(authorize(permit.principal, search, permit.situation, self._rules))
-        if inner.thins:
-            text = f"conditional writes are not served to a caller from whom any {asked.type} may be withheld"
-            raise Refused(Denial(403, Reason.HIDDEN_PART, "forbidden", text))
-        found = await self._matches(inner, story)
-        return _granted(authorize(permit.principal, _resolved(asked, list(found)), permit.situation, self._rules))
-
-    async def _weigh(self, permit: Permit, story: Story) -> Permit:
-        """Judge a write by what is stored, what it would become, and what it names; everything is read fresh."""
-        creates = permit.interaction.kind is Kind.CREATE
-        stored = Stored(None) if creates else await self._gather.stored(permit, story.gathered)
-        if not creates and (denial := may_change(permit, stored, self._rules)):
-            raise Refused(denial)
-        image = self._written.image(permit, stored)
-        drafted = draft(permit, stored, image, self._rules)
-        if isinstance(drafted, Denial):
-            raise Refused(drafted)
-        named = await self._gather.named(permit, drafted.refers, story.gathered)
-        return _granted(endorse(permit, drafted, named, self._rules))
+    async def _refused(self, refused: Refused, story: Story) -> View:
+        """The refusal of one entry, once it is recorded. Raises Refused where it cannot be."""
+        if isinstance(refused, Withheld):
+            story.tally, story.reason = refused.tally, refused.reason
+        denial, reason = refused.denial, (refused.reason if isinstance(refused, Withheld) else refused.denial.reason)
+        assert story.principal is not None
+        entry = record.denied(story.situation, story.interaction, story.principal, denial, story.tally, reason)
+        await self._recorded(entry, story)
+        return refusal(denial)
 
     async def _intend(self, permit: Permit, story: Story) -> None:
         """No write reaches the upstream before its intent is durable (law 3)."""
@@ -198,15 +168,13 @@ class Shield:
             raise Refused(_unrecorded()) from None
         story.intended = True
 
-    async def _record(self, permit: Permit, view: View, story: Story) -> Receipt:
-        entry = record.released(permit, view)
-        if story.gathered and permit.writing is None:
-            entry |= record.asked(story.gathered)
+    async def _recorded(self, entry: dict[str, Any], story: Story) -> Receipt:
+        """The receipt of a record, once it is durable. Raises Refused."""
         try:
-            return await self._journal.record(entry, permit.situation.decision)
+            return await self._journal.record(entry, story.situation.decision)
         except Unavailable:
             self._journal.note({**entry, "outcome": "not released"})
-            raise Refused(_unknown() if permit.interaction.writes else _unrecorded()) from None
+            raise Refused(_unknown() if story.intended else _unrecorded()) from None
 
     async def _publish(self, interaction: Interaction, situation: Situation, story: Story, respond: Respond) -> None:
         if interaction.kind is Kind.CAPABILITIES:
@@ -246,34 +214,6 @@ class Shield:
         finally:
             if story.principal is not None:
                 self._journal.note(record.sent(receipt.decision, size, complete))
-
-
-def _resolved(asked: Interaction, found: list[Literal]) -> Interaction:
-    """The interaction that a conditional write comes to (FHIR R4 §3.1.0.4.3, §3.1.0.8.1). Raises Refused."""
-    if len(found) > 1:
-        raise Refused(Denial(412, Reason.UPSTREAM_REFUSED, "multiple-matches", f"several {asked.type} match: name one by its id"))
-    creates = asked.kind is Kind.CREATE
-    if not found:
-        if creates:
-            return asked
-        if asked.kind is Kind.UPDATE and not (isinstance(asked.content, dict) and "id" in asked.content):
-            return replace(asked, kind=Kind.CREATE)
-        raise Refused(not_found())
-    (one,) = found
-    if creates:
-        return replace(asked, kind=Kind.READ, id=one.id, condition=(), content=None)
-    content = asked.content
-    if asked.kind is Kind.UPDATE and isinstance(content, dict):
-        if content.get("id", one.id) != one.id:
-            raise Refused(Denial(400, Reason.MALFORMED_REQUEST, "invalid", "the id in the body is not that of what matches"))
-        content = {**content, "id": one.id}
-    return replace(asked, id=one.id, condition=(), content=content)
-
-
-def _granted(decision: Permit | Denial) -> Permit:
-    if isinstance(decision, Denial):
-        raise Refused(decision)
-    return decision
 
 
 def _unrecorded() -> Denial:

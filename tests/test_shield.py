@@ -86,7 +86,7 @@ async def test_only_what_is_needed_travels_upstream(tmp_path: Path) -> None:
         ("/Patient/pat-1/_history", "GET", 405, "not-served"),
         ("/Patient/pat-1/Observation", "GET", 405, "not-served"),
         ("?_type=Patient", "GET", 405, "not-served"),
-        ("", "POST", 405, "not-served"),
+        ("", "POST", 415, "malformed-request"),
         ("/Patient/pat-1/_history/1", "GET", 403, "not-served"),
         ("/Condition/pat-1-con-0", "GET", 403, "no-rule"),
         ("/Patient?birthdate=1980", "GET", 403, "revealing-parameter"),

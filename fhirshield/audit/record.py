@@ -41,6 +41,18 @@ def asked(gathered: Mapping[str, int]) -> dict[str, Any]:
     return {"gathered": {"by": "fhirshield", "requests": dict(gathered)}} if gathered else {}
 
 
+def batch(situation: Situation, interaction: Interaction, principal: Principal, view: View) -> dict[str, Any]:
+    """The record of a batch as a whole; each entry has its own, by a decision of its own."""
+    entry = _exchange(situation, interaction, principal)
+    return entry | {
+        "outcome": "released",
+        "status": view.status,
+        "reason": view.reason.value,
+        "shown": view.tally.shown,
+        "entries": list(view.entries),
+    }
+
+
 def denied(
     situation: Situation, interaction: Interaction | None, principal: Principal, denial: Denial, tally: Tally, reason: Reason
 ) -> dict[str, Any]:

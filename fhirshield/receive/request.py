@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.page import Page, Parameter
 from fhirshield.model import Denial, Habits, Reason, Refused, Situation
 from fhirshield.receive import headers as head
+from fhirshield.receive.batch import batch_of, request_of
 from fhirshield.receive.content import content_of
 from fhirshield.receive.target import interaction_of, parameters_of, segments_of
 from fhirshield.ring import Ring
@@ -115,9 +117,11 @@ class Receiver:
 
     def content(self, interaction: Interaction, request: Request) -> Interaction:
         """The same interaction with what a write brings, read once it is known who asks. Raises Refused."""
+        headers = self._headers(request)
+        if interaction.kind is Kind.BATCH:
+            return replace(interaction, content=batch_of(request.body, headers, self._limits))
         if not interaction.writes:
             return interaction
-        headers = self._headers(request)
         if "if-none-match" in headers:
             text = "`If-None-Match` is not served on writes"
             raise Refused(Denial(400, Reason.NOT_SERVED, "not-supported", text))
@@ -127,6 +131,15 @@ class Receiver:
             bases = (self._base, self._upstream.url)
             content = content_of(interaction, request.body, headers, bases, self._limits.depth)
         return replace(interaction, content=content, if_match=head.if_match(headers), answer=head.preferred_return(headers))
+
+    def entry(self, entry: Any, batch: Request, decision: str) -> Request:
+        """An entry of a batch as the request that it is. Raises Refused."""
+        method, url, headers, body = request_of(entry)
+        path, _, query = url.partition("?")
+        target = self._prefix + b"/" + path.encode("ascii")
+        return replace(
+            batch, method=method, path=target, query=query.encode("ascii"), headers=headers, body=body, decision=decision
+        )
 
     def _condition(self, interaction: Interaction, headers: head.Headers) -> tuple[Parameter, ...]:
         """What a conditional write searches by: for a create in a header, else in the URL, in place of the id. Raises Refused."""
