@@ -129,3 +129,11 @@ async def test_without_the_journal_no_entry_is_answered(tmp_path: Path, monkeypa
         monkeypatch.setattr(here.parts.journal, "_commit", full)
         reply = await batch(here, here.token(), entry("GET", "Patient/pat-1"))
         assert reply.status == 503 and b"pat-1" not in reply.body
+
+
+async def test_a_stored_bundle_is_within_the_limits_too(tmp_path: Path) -> None:
+    async with world(tmp_path, OPEN, {"limits": {"entries": 3}}) as here:
+        token = here.token("user/*.cruds")
+        for number, status in ((3, 201), (4, 413)):
+            body = {"resourceType": "Bundle", "type": "collection", "entry": [{"fullUrl": "urn:x"}] * number}
+            assert (await here.ask("/Bundle", token, "POST", data=json.dumps(body), headers=FHIR)).status == status

@@ -129,7 +129,7 @@ class Receiver:
         content = None
         if interaction.kind is not Kind.DELETE:
             bases = (self._base, self._upstream.url)
-            content = content_of(interaction, request.body, headers, bases, self._limits.depth)
+            content = content_of(interaction, request.body, headers, bases, self._limits)
         return replace(interaction, content=content, if_match=head.if_match(headers), answer=head.preferred_return(headers))
 
     def entry(self, entry: Any, batch: Request, decision: str) -> Request:
