@@ -36,8 +36,9 @@ def onward(plan: Plan, segments: tuple[str, ...], query: tuple[tuple[str, str], 
 
 
 def fresh(plan: Plan) -> Plan:
-    """The plan of a search that a decision rests on: servers may answer others from a cache, as HAPI does."""
-    return replace(plan, headers=(("Cache-Control", "no-cache"),))
+    """The plan of a search that a decision rests on: whole, and not from a cache, from which HAPI answers others."""
+    query = (*(pair for pair in plan.query if pair[0] != "_count"), ("_count", str(MOST_AT_ONCE)))
+    return replace(plan, query=query, headers=(("Cache-Control", "no-cache"),))
 
 
 def _write(interaction: Interaction, permit: Permit) -> Plan:
