@@ -97,8 +97,8 @@ class Inquiry:
         asked = permit.interaction
         search = Interaction(Kind.SEARCH_TYPE, type=asked.type, parameters=asked.condition)
         inner = granted(authorize(permit.principal, search, permit.situation, self._rules))
-        if inner.thins:
-            text = f"conditional writes are not served to a caller from whom any {asked.type} may be withheld"
+        if inner.thins or inner.joins:
+            text = f"conditional writes are not served to a caller from whom any {asked.type}, or what joins it, may be withheld"
             raise Refused(Denial(403, Reason.HIDDEN_PART, "forbidden", text))
         found = await self._matches(inner, gathered)
         return granted(authorize(permit.principal, _resolved(asked, list(found)), permit.situation, self._rules))

@@ -137,9 +137,8 @@ class Recovery:
             bundle = fhir_json.decode(response.body) if response.status == 200 else None
             if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
                 return None
-            for entry in bundle.get("entry", ()):
-                found.append(_version(entry, name))
-            link = next((one for one in bundle.get("link", ()) if one.get("relation") == "next"), None)
+            found += [_version(entry, name) for entry in _objects(bundle.get("entry"))]
+            link = next((one for one in _objects(bundle.get("link")) if one.get("relation") == "next"), None)
             if link is None:
                 return found
             target = link_target(link.get("url"), server.url, name) or _below(link.get("url"), server.url)
@@ -159,12 +158,21 @@ def _below(url: Any, base: str) -> tuple[tuple[str, ...], tuple[tuple[str, str],
     return (tuple(parts), found[1]) if found and parts[-1] == "_history" else None
 
 
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list, whatever else an upstream may send."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _version(entry: dict[str, Any], name: str) -> Version:
     resource = entry.get("resource")
-    request = entry.get("request", {})
+    request = _object(entry.get("request"))
     if not isinstance(resource, dict) or request.get("method") == "DELETE":
         url = str(request.get("url", "")).split("/")
-        etag = str(entry.get("response", {}).get("etag", "")).removeprefix("W/").strip('"')
+        etag = str(_object(entry.get("response")).get("etag", "")).removeprefix("W/").strip('"')
         return Version(url[-1] if url[0] == name else "", etag, None)
-    meta = resource.get("meta", {})
+    meta = _object(resource.get("meta"))
     return Version(str(resource.get("id", "")), str(meta.get("versionId", "")), resource)

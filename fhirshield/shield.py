@@ -152,11 +152,9 @@ class Shield:
         """The refusal of one entry, once it is recorded. Raises Refused where it cannot be."""
         if isinstance(refused, Withheld):
             story.tally, story.reason = refused.tally, refused.reason
-        denial, reason = refused.denial, (refused.reason if isinstance(refused, Withheld) else refused.denial.reason)
         assert story.principal is not None
-        entry = record.denied(story.situation, story.interaction, story.principal, denial, story.tally, reason)
-        await self._recorded(entry, story)
-        return refusal(denial)
+        await self._recorded(_denied(refused.denial, story, story.principal), story)
+        return refusal(refused.denial)
 
     async def _intend(self, permit: Permit, story: Story) -> None:
         """No write reaches the upstream before its intent is durable (law 3)."""
@@ -192,14 +190,11 @@ class Shield:
 
     async def refuse(self, denial: Denial, story: Story, respond: Respond) -> None:
         """Record a refusal and send it; where it cannot be recorded, a bare 503 that tells nothing."""
-        reason = story.reason or denial.reason
         try:
             if story.principal is not None:
-                entry = record.denied(story.situation, story.interaction, story.principal, denial, story.tally, reason)
-                entry |= {} if story.intended else record.asked(story.gathered)
-                receipt = await self._journal.record(entry, story.situation.decision)
+                receipt = await self._journal.record(_denied(denial, story, story.principal), story.situation.decision)
             else:
-                entry = record.anonymous(story.situation, story.interaction, denial.status, reason)
+                entry = record.anonymous(story.situation, story.interaction, denial.status, story.reason or denial.reason)
                 receipt = await self._quota.record(entry, story.situation)
         except Unavailable:
             denial = _unknown() if story.intended else _unrecorded()
@@ -214,6 +209,13 @@ class Shield:
         finally:
             if story.principal is not None:
                 self._journal.note(record.sent(receipt.decision, size, complete))
+
+
+def _denied(denial: Denial, story: Story, principal: Principal) -> dict[str, Any]:
+    """The record of a refusal, with what was read to decide it; of a write that was intended that stands in the intent."""
+    reason = story.reason or denial.reason
+    entry = record.denied(story.situation, story.interaction, principal, denial, story.tally, reason)
+    return entry if story.intended else entry | record.asked(story.gathered)
 
 
 def _unrecorded() -> Denial:

@@ -91,6 +91,27 @@ async def test_what_a_join_may_not_ask(tmp_path: Path, role: str, path: str, sta
         assert not here.seen or all(b"jwks" in target for _, target, _ in here.seen)
 
 
+async def test_a_condition_is_not_answered_through_what_is_hidden(tmp_path: Path) -> None:
+    """An ``If-None-Exist`` with a chain would be joined by the upstream, through the VIP that this caller may not see."""
+    async with world(tmp_path, RULES) as here:
+        here.store.clear()
+        here.store.load(STORED)
+        headers = {"Content-Type": "application/fhir+json"}
+        body = '{"resourceType":"Observation","status":"final","code":{"text":"x"}}'
+        bearer = here.token("user/*.cruds", roles=["staff"])
+        for name in ("Birch", "Nobody"):
+            here.seen.clear()
+            asked = {**headers, "If-None-Exist": f"subject:Patient.name={name}"}
+            answer = await here.ask("/Observation", bearer, "POST", data=body, headers=asked)
+            assert answer.status == 403 and not [t for m, t, _ in here.seen if b"fhir" in t]
+        kept: list[bytes] = []
+        for asked_by in ("code=a%7Cb?c&status=final", "?code=a%7Cb?c&status=final", "Observation?code=a%7Cb?c&status=final"):
+            here.seen.clear()
+            await here.ask("/Observation", bearer, "POST", data=body, headers={**headers, "If-None-Exist": asked_by})
+            kept += [t for m, t, _ in here.seen if m == "GET" and b"code" in t]
+        assert len(kept) == 3 and len(set(kept)) == 1 and b"status=final" in kept[0] and b"c%3F" not in kept[0]
+
+
 async def test_a_join_through_too_many_is_refused(tmp_path: Path) -> None:
     async with world(tmp_path, RULES) as here:
         here.store.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,26 @@ async def test_included_resources_are_judged_and_lead_from_what_is_shown(tmp_pat
             "Organization/o3",
         ]
         assert await seen(here, "app", "/Observation?_revinclude=Provenance:target") == [*mine, "|", "Provenance/pa"]
+
+
+@pytest.mark.parametrize("kind", ["Group", "Binary", "Schedule", "Linkage", "MessageHeader", "Person"])
+async def test_what_may_be_about_others_does_not_stand_beside(tmp_path: Path, kind: str) -> None:
+    """Even where a rule of all types allows them: an app may refer to such a one no more than include it."""
+    other = {"resourceType": kind, "id": "other", "securityContext": {"reference": "Patient/b"}}
+    led = {"resourceType": "Observation", "id": "led", "status": "final", "subject": {"reference": "Patient/a"}}
+    async with world(tmp_path, RULES) as here:
+        here.store.clear()
+        here.store.load([*STORED, other, {**led, "focus": [{"reference": f"{kind}/other"}]}])
+        assert "other" not in str(await seen(here, "app", "/Observation?_include=Observation:focus"))
+        assert f"{kind}/other" in await seen(here, "root", "/Observation?_include=Observation:focus")
+        writer = here.token("patient/*.cruds", roles=["app"], patient="a", fhirUser="Patient/a")
+        for name, status in (("other", 422), ("nobody", 422)):
+            body = {**led, "code": {"text": "x"}, "focus": [{"reference": f"{kind}/{name}"}]}
+            body.pop("id")
+            reply = await here.ask(
+                "/Observation", writer, "POST", data=json.dumps(body), headers={"Content-Type": "application/fhir+json"}
+            )
+            assert reply.status == status, reply.body
 
 
 async def test_includes_take_no_place_in_a_page(tmp_path: Path) -> None:

@@ -187,6 +187,28 @@ async def test_somebody_elses_version_settles_nothing(tmp_path: Path) -> None:
         assert await settled(here) == [] and len(here.parts.journal.intents.open) == 1
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"entry": 5, "link": "x"}, {"entry": [5, None, {"resource": 7, "request": "x", "response": []}], "link": [3, {"relation": "next"}]},
+        {"entry": [{"resource": {"resourceType": "Observation", "meta": 5}}]}, {"link": [{"relation": "next", "url": 5}]},
+    ],
+)  # fmt: skip
+async def test_an_odd_history_ends_no_recovery(tmp_path: Path, odd: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("_history"):
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/fhir+json")]})
+            body = {"resourceType": "Bundle", "type": "history", **odd}
+            await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+        else:
+            await upstream(scope, receive, send)
+
+    upstream = Upstream(before=broken)
+    async with world(tmp_path, upstream=app) as here:
+        assert (await put(here, {**OBSERVATION, "status": "amended"})).status == 502
+        assert await settled(here) == [] and len(here.parts.journal.intents.open) == 1
+
+
 async def test_an_upstream_that_was_not_reached_did_nothing(tmp_path: Path) -> None:
     async with world(tmp_path, upstream="http://127.0.0.1:9/fhir") as here:
         body = {"resourceType": "Observation", "status": "final", "code": {"text": "x"}}

@@ -7,7 +7,7 @@ from typing import Any
 
 from fhirshield.authorize.standing import RuleRow, ScopeRow, Standing, TypeStanding
 from fhirshield.fhir.reference import Literal, literal
-from fhirshield.fhir.subjects import has_subject, patients_of
+from fhirshield.fhir.subjects import is_about_nobody, patients_of
 from fhirshield.model import Reason, Verdict
 
 Judge = Callable[[Any, str, bool], Verdict]
@@ -68,9 +68,12 @@ def scope_grants(
 
 
 def stands_beside(resource: Any, found: TypeStanding, patient: str, bases: tuple[str, ...]) -> bool:
-    """Whether a resource without a patient may be shown beside what refers to it; a Device not where it is another's."""
-    if has_subject(found.type):
-        return False
+    """Whether a resource without a patient may be shown beside what refers to it.
+
+    A Device not where it is another's; Provenance by its targets, which whoever shows it looks at; else what is about nobody.
+    """
+    if found.type not in {"Device", "Provenance"}:
+        return is_about_nobody(found.type)
     owner = resource.get("patient") if found.type == "Device" else None
     named = literal(owner.get("reference"), bases) if isinstance(owner, dict) else None
     return owner is None or named == Literal("Patient", patient)

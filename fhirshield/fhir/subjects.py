@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from fhirshield.fhir.reference import literal
+from fhirshield.fhir.reference_places import ways
 from fhirshield.fhir.search_parameters import reader, subject_ways
 
 Patients = frozenset[str]
@@ -16,6 +17,26 @@ Patients = frozenset[str]
 def has_subject(resource_type: str) -> bool:
     """Whether resources of this type are about a patient: the Patient itself, and the types of the subject table."""
     return resource_type == "Patient" or bool(subject_ways(resource_type))
+
+
+_OF_ANYBODY = frozenset(
+    {"Binary", "Bundle", "DeviceMetric", "EnrollmentResponse", "OperationOutcome", "Parameters", "Subscription", "TestReport"}
+)
+"""Types that name no patient by a reference of their own and yet may be about one."""
+
+
+@cache
+def is_about_nobody(resource_type: str) -> bool:
+    """Whether no element of the type can name a patient, nor hold content of any kind: Practitioner, not Group or Binary."""
+    waiting, seen = [resource_type], {resource_type}
+    while waiting:
+        for _, element in ways(waiting.pop()):
+            if element.type == "Reference" and (not element.targets or {"Patient", "Resource"} & set(element.targets)):
+                return False
+            if element.type not in seen and element.type != "Reference":
+                seen.add(element.type)
+                waiting.append(element.type)
+    return not has_subject(resource_type) and resource_type not in _OF_ANYBODY
 
 
 @cache

@@ -49,9 +49,7 @@ def request_of(entry: Any) -> Parts:
         raise malformed("an entry has no request with a method and a URL")
     if ":" in url.partition("?")[0] or url.startswith("/") or not url.partition("?")[0]:
         raise malformed("the URL of an entry is relative to the base")
-    headers = [
-        (name, value.encode("latin-1", "replace")) for key, name in _HEADERS.items() if type(value := request.get(key)) is str
-    ]
+    headers = [(name, value.encode()) for key, name in _HEADERS.items() if type(value := request.get(key)) is str]
     resource = entry.get("resource")
     if resource is None:
         return method, url, headers, b""

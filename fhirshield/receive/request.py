@@ -20,6 +20,8 @@ from fhirshield.settings import Limits, Proxies, Upstream
 PAGE_PURPOSE = "page links"
 """The purpose under which page links are sealed."""
 FORMAT_PARAMETERS = frozenset({"_format", "_pretty"})
+_QUERY = re.compile(r"\A[A-Za-z]*\?")
+"""What some clients write before the query of ``If-None-Exist``."""
 _PLAIN = {Kind.READ, Kind.VREAD, Kind.CAPABILITIES, Kind.SMART_CONFIGURATION}
 
 
@@ -146,7 +148,7 @@ class Receiver:
         creates = interaction.kind is Kind.CREATE
         asked = headers.get("if-none-exist", "")
         if creates and not interaction.parameters:
-            found = tuple(parameters_of(asked.partition("?")[2].encode() if "?" in asked else asked.encode("latin-1")))
+            found = tuple(parameters_of(_QUERY.sub("", asked).encode("latin-1")))
             if asked and not found:
                 raise head.malformed("`If-None-Exist` takes search parameters")
             return found
