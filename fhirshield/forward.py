@@ -6,6 +6,7 @@ What the upstream says beyond status, a few headers and one parsed resource ends
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from fhirshield.errors import MalformedFhir, Unavailable
@@ -13,7 +14,7 @@ from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.definitions import codes_of
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.reference_places import extensions
-from fhirshield.model import Answer, Denial, Plan, Reason, Refused
+from fhirshield.model import Answer, Denial, Plan, Reason, Refused, Together
 from fhirshield.outbound.fhir_server import FhirServer
 from fhirshield.outbound.http import Response
 from fhirshield.settings import Limits
@@ -109,16 +110,20 @@ class Forwarder:
         return isinstance(version, str) and version != writing.version
 
     def _written(self, plan: Plan, response: Response) -> Answer:
-        """What the upstream says that it wrote. A body that is not the resource is as good as none."""
-        interaction = plan.permit.interaction
-        headers = {name: value for name in HEADERS if _PLAIN.match(value := response.headers.get(name, ""))}
-        location = _LOCATION.search(response.headers.get("location", ""))
-        identity = interaction.id or (location[2] if location and location[1] == interaction.type else "")
-        version = headers.get("etag", "").removeprefix("W/").strip('"') or (location[3] or "" if location else "")
+        """What the upstream says that it wrote."""
         try:
             resource = fhir_json.decode(response.body, self._limits.depth) if response.body else None
         except MalformedFhir:
             raise _unknown(502) from None
+        return self._made(plan, response.status, response.headers, resource, response.body)
+
+    def _made(self, plan: Plan, status: int, said: Mapping[str, str], resource: Any, body: bytes) -> Answer:
+        """One write's outcome. What comes with it and is not the resource is as good as nothing."""
+        interaction = plan.permit.interaction
+        headers = {name: value for name in HEADERS if _PLAIN.match(value := said.get(name, ""))}
+        location = _LOCATION.search(said.get("location", ""))
+        identity = interaction.id or (location[2] if location and location[1] == interaction.type else "")
+        version = headers.get("etag", "").removeprefix("W/").strip('"') or (location[3] or "" if location else "")
         if not isinstance(resource, dict) or resource.get("resourceType") != interaction.type:
             resource = None
         if resource is not None:
@@ -129,9 +134,48 @@ class Forwarder:
             version = version or (meta.get("versionId", "") if isinstance(meta, dict) else "")
         if not _ID.match(identity) or not isinstance(version, str) or (version and not _ID.match(version)):
             raise _unknown(502)
-        careful, deep = extensions(response.body)
-        named = self._server.named_in(response.body)
-        return Answer(plan, response.status, headers, resource, careful, deep, named, identity, version)
+        careful, deep = extensions(body)
+        named = self._server.named_in(body)
+        return Answer(plan, status, headers, resource, careful, deep, named, identity, version)
+
+    async def together(self, asked: Together) -> list[Answer]:
+        """Carry out a transaction; the answers to its writes, in their order. Raises Refused."""
+        first = asked.plans[0]
+        try:
+            response = await self._server.send(
+                "POST", (), (), content=asked.body, headers=dict(asked.headers), authorization=self._authorization(first)
+            )
+        except Unavailable as error:
+            if not error.sent:
+                raise _failed(Reason.UPSTREAM_FAILED, "the server did not answer; nothing was written") from None
+            raise _unknown(504 if error.slow else 502) from None
+        if response.status == 200:
+            return self._all_written(asked, response)
+        if response.status in {409, 412}:
+            for plan in asked.plans:
+                if await self._is_newer(plan):
+                    raise Refused(Denial(412, Reason.STALE_VERSION, "conflict", "a resource was changed meanwhile: read it again"))
+        if response.status >= 500 or response.status < 400:
+            raise _unknown(502)
+        raise Refused(_refusal(first.permit.interaction, response, (self._issues(first, response)[0], ())))
+
+    def _all_written(self, asked: Together, response: Response) -> list[Answer]:
+        try:
+            bundle = fhir_json.decode(response.body, self._limits.depth)
+        except MalformedFhir:
+            raise _unknown(502) from None
+        entries = bundle.get("entry") if isinstance(bundle, dict) and bundle.get("resourceType") == "Bundle" else None
+        if not isinstance(entries, list) or len(entries) != len(asked.plans):
+            raise _unknown(502)
+        answers = []
+        for plan, entry in zip(asked.plans, entries, strict=True):
+            said = entry.get("response") if isinstance(entry, dict) else None
+            status = str(said.get("status", ""))[:3] if isinstance(said, dict) else ""
+            if not isinstance(said, dict) or status not in {"200", "201", "204"}:
+                raise _unknown(502)
+            headers = {name: value for name in ("etag", "location") if isinstance(value := said.get(name), str)}
+            answers.append(self._made(plan, int(status), headers, entry.get("resource"), response.body))
+        return answers
 
     def _issues(self, plan: Plan, response: Response) -> tuple[str, tuple[str, ...]]:
         """Of an upstream's OperationOutcome: the first code, and the places that the caller's own body has."""

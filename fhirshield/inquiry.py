@@ -5,18 +5,20 @@ Everything asked is decided by ``authorize`` like the caller's own, or read by `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from fhirshield.authorize import authorize, draft, endorse, joined, may_change, narrowed
 from fhirshield.fhir.criteria import Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
-from fhirshield.fhir.reference import Literal
+from fhirshield.fhir.reference import Literal, conditional, renamed
 from fhirshield.forward import Forwarder, not_found
 from fhirshield.gather import Gatherer
-from fhirshield.model import Denial, Permit, Plan, Reason, Refused, Stored, View
+from fhirshield.model import Denial, Draft, Permit, Plan, Principal, Reason, Refused, Situation, Stored, View
 from fhirshield.policy.compile import RuleSet
+from fhirshield.receive.target import parameters_of
 from fhirshield.redact import Redactor, Searchset
 from fhirshield.redact.links import Target
 from fhirshield.redact.written import Written
@@ -95,16 +97,24 @@ class Inquiry:
         Whoever may be denied any resource of the type is refused before anybody is asked: a hidden match would show.
         """
         asked = permit.interaction
-        search = Interaction(Kind.SEARCH_TYPE, type=asked.type, parameters=asked.condition)
+        found = await self._all_of(Interaction(Kind.SEARCH_TYPE, type=asked.type, parameters=asked.condition), permit, gathered)
+        return granted(authorize(permit.principal, _resolved(asked, found), permit.situation, self._rules))
+
+    async def _all_of(self, search: Interaction, permit: Permit, gathered: Gathered) -> list[Literal]:
+        """What a condition names, where nothing that it could name may be withheld from its caller. Raises Refused."""
         inner = granted(authorize(permit.principal, search, permit.situation, self._rules))
         if inner.thins or inner.joins:
-            text = f"conditional writes are not served to a caller from whom any {asked.type}, or what joins it, may be withheld"
+            text = f"conditions are not served to a caller from whom any {search.type}, or what joins it, may be withheld"
             raise Refused(Denial(403, Reason.HIDDEN_PART, "forbidden", text))
-        found = await self._matches(inner, gathered)
-        return granted(authorize(permit.principal, _resolved(asked, list(found)), permit.situation, self._rules))
+        return list(await self._matches(inner, gathered))
 
     async def _weigh(self, permit: Permit, gathered: Gathered) -> Permit:
         """Judge a write by what is stored, what it would become, and what it names; everything is read fresh."""
+        drafted = await self._drafted(permit, gathered)
+        named = await self._gather.named(permit, drafted.refers, gathered)
+        return granted(endorse(permit, drafted, named, self._rules))
+
+    async def _drafted(self, permit: Permit, gathered: Gathered) -> Draft:
         creates = permit.interaction.kind is Kind.CREATE
         stored = Stored(None) if creates else await self._gather.stored(permit, gathered)
         if not creates and (denial := may_change(permit, stored, self._rules)):
@@ -113,8 +123,89 @@ class Inquiry:
         drafted = draft(permit, stored, image, self._rules)
         if isinstance(drafted, Denial):
             raise Refused(drafted)
-        named = await self._gather.named(permit, drafted.refers, gathered)
-        return granted(endorse(permit, drafted, named, self._rules))
+        return drafted
+
+    # --- transactions ---------------------------------------------------------------------------------------------
+
+    async def together(self, asked: list[Asked], principal: Principal, gathered: Gathered) -> list[Permit]:
+        """The permits of a transaction's entries, each decided as the request that it is; one denial refuses them all.
+
+        What an entry makes may be referred to by the others (FHIR R4 §3.1.0.11.2). Raises Refused, naming the entry.
+        """
+        permits: list[Permit] = []
+        for place, (situation, interaction) in enumerate(asked):
+            with within(place):
+                permit = granted(authorize(principal, interaction, situation, self._rules))
+                permits.append(await self._conditioned(permit, gathered) if permit.interaction.condition else permit)
+        _check_distinct(permits)
+        permits = await self._linked(permits, gathered)
+        drafts: dict[int, Draft] = {}
+        for place, permit in enumerate(permits):
+            if permit.interaction.writes:
+                with within(place):
+                    drafts[place] = await self._drafted(permit, gathered)
+        made = {
+            Literal(permits[place].interaction.type, permits[place].interaction.id): drafted.writing.image
+            for place, drafted in drafts.items()
+            if drafted.writing.creates and permits[place].interaction.kind is Kind.UPDATE
+        }
+        wanted = dict.fromkeys(name for drafted in drafts.values() for name in drafted.refers if name not in made)
+        seen = {**await self._gather.named(permits[0], wanted, gathered), **made} if drafts else {}
+        for place, drafted in drafts.items():
+            with within(place):
+                permits[place] = granted(endorse(permits[place], drafted, seen, self._rules))
+        return permits
+
+    async def _linked(self, permits: list[Permit], gathered: Gathered) -> list[Permit]:
+        """The permits with the names of what is already there, and conditional references, as literal references."""
+        known = {p.interaction.name: f"{p.interaction.type}/{p.interaction.id}" for p in permits if p.interaction.id}
+        linked = []
+        for place, permit in enumerate(permits):
+            content = permit.interaction.content
+            if permit.interaction.writes and content is not None:
+                with within(place):
+                    for text in conditional(content) - known.keys():
+                        known[text] = await self._named_by(text, permit, gathered)
+                permit = replace(permit, interaction=replace(permit.interaction, content=renamed(content, known)))
+            linked.append(permit)
+        return linked
+
+    async def _named_by(self, text: str, permit: Permit, gathered: Gathered) -> str:
+        """The resource that a conditional reference names, by a search that its caller may make."""
+        name, _, query = text.partition("?")
+        search = Interaction(Kind.SEARCH_TYPE, type=name, parameters=tuple(parameters_of(query.encode())))
+        found = await self._all_of(search, permit, gathered)
+        if len(found) != 1:
+            what = "several resources" if found else "nothing that this caller can see"
+            raise Refused(Denial(412, Reason.REFERENCE_NOT_VISIBLE, "not-found", f"a conditional reference names {what}"))
+        return str(found[0])
+
+
+Asked = tuple[Situation, Interaction]
+
+
+@contextlib.contextmanager
+def within(place: int) -> Iterator[None]:
+    """Names the entry in what is refused here."""
+    try:
+        yield
+    except Refused as refused:
+        denial = refused.denial
+        places = tuple(f"Bundle.entry[{place}].resource.{text.partition('.')[2]}" for text in denial.expression)
+        text = f"entry {place}: {denial.diagnostics}"
+        raise Refused(replace(denial, diagnostics=text, expression=places or (f"Bundle.entry[{place}]",))) from None
+
+
+def _check_distinct(permits: list[Permit]) -> None:
+    """No resource is written twice in one transaction (FHIR R4 §3.1.0.11.2). Raises Refused."""
+    seen: set[tuple[str, str]] = set()
+    for place, permit in enumerate(permits):
+        interaction = permit.interaction
+        if interaction.writes and interaction.id:
+            with within(place):
+                if (interaction.type, interaction.id) in seen:
+                    raise Refused(Denial(400, Reason.MALFORMED_REQUEST, "invalid", "another entry writes the same resource"))
+            seen.add((interaction.type, interaction.id))
 
 
 def _resolved(asked: Interaction, found: list[Literal]) -> Interaction:

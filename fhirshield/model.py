@@ -386,6 +386,15 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """The writes of a transaction, as one upstream request."""
+
+    plans: tuple[Plan, ...]
+    body: bytes
+    headers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the upstream said, parsed: never bytes."""
 

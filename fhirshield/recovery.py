@@ -116,13 +116,11 @@ class Recovery:
     def _found(self, versions: list[Version], entry: dict[str, Any]) -> Version | None:
         """The version that a write made: by the request's id, else the only one with its content."""
         there = [version for version in versions if version.resource is not None]
-        for version in there:
-            meta = version.resource.get("meta")
-            source = meta.get("source") if isinstance(meta, dict) else None
-            request = source.rpartition("#")[2] if isinstance(source, str) and "#" in source else ""
-            if len(request) >= LEAST_ID and entry["decision"].startswith(request):
-                return version
-        equal = [v for v in there if content_digest(v.resource, self._digest) == entry["content"]]
+        asked = entry.get("request", entry["decision"])
+        named = [v for v in there if len(request := _request_of(v.resource)) >= LEAST_ID and asked.startswith(request)]
+        if len(named) == 1 or (named and "request" not in entry):
+            return named[0]
+        equal = [v for v in named or there if content_digest(v.resource, self._digest) == entry["content"]]
         return equal[0] if len(equal) == 1 else None
 
     async def _history(
@@ -156,6 +154,12 @@ def _below(url: Any, base: str) -> tuple[tuple[str, ...], tuple[tuple[str, str],
     parts = path.split("/")
     found = link_target(url.replace("/" + path, "", 1), base, parts[0])
     return (tuple(parts), found[1]) if found and parts[-1] == "_history" else None
+
+
+def _request_of(resource: dict[str, Any]) -> str:
+    """The request that made a version, as HAPI notes it in ``meta.source``; empty where nothing says so."""
+    source = _object(resource.get("meta")).get("source")
+    return source.rpartition("#")[2] if isinstance(source, str) and "#" in source else ""
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

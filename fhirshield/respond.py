@@ -28,10 +28,10 @@ def refusal(denial: Denial) -> View:
     return View(denial.status, headers, body, denial.reason, Tally(), denial.rule)
 
 
-def batch_response(views: list[View], decisions: list[str]) -> View:
-    """The answers to the entries of a batch, in their order (FHIR R4 §3.1.0.11.4)."""
+def batch_response(kind: str, views: list[View], decisions: list[str]) -> View:
+    """The answers to the entries of a batch or a transaction, in their order (FHIR R4 §3.1.0.11.4)."""
     entries = [_entry(view) for view in views]
-    bundle = {"resourceType": "Bundle", "type": "batch-response", "entry": entries}
+    bundle: dict[str, Any] = {"resourceType": "Bundle", "type": kind} | ({"entry": entries} if entries else {})
     tally = Tally(shown=sum(view.tally.shown for view in views))
     headers = (("Content-Type", "application/fhir+json; charset=utf-8"),)
     return View(200, headers, encode(bundle), Reason.PERMITTED, tally, entries=tuple(decisions))

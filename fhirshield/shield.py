@@ -10,6 +10,7 @@ A refusal in any step leaves by the same door, recorded like an answer. An error
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -26,7 +27,7 @@ from fhirshield.errors import Unavailable
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.forward import Forwarder
 from fhirshield.gather import Gatherer
-from fhirshield.inquiry import Inquiry, granted
+from fhirshield.inquiry import Inquiry, granted, within
 from fhirshield.model import Denial, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
@@ -34,13 +35,14 @@ from fhirshield.redact import Redactor
 from fhirshield.redact.body import Withheld
 from fhirshield.redact.written import Written
 from fhirshield.respond import batch_response, preflight, refusal
-from fhirshield.rewrite import rewrite
+from fhirshield.rewrite import rewrite, together
 from fhirshield.ring import Ring
 
 Respond = Callable[[View, Receipt, Situation, bool], Awaitable[int]]
 """(view, receipt, situation, headers only) -> bytes of body sent"""
 
 _log = logging.getLogger("fhirshield")
+_BUNDLES = {Kind.BATCH, Kind.TRANSACTION}
 _PUBLIC = {Kind.CAPABILITIES, Kind.SMART_CONFIGURATION, Kind.PREFLIGHT}
 
 
@@ -91,9 +93,9 @@ class Shield:
                 return await self._publish(interaction, situation, story, respond)
             principal = story.principal = await self._authenticate(situation)
             interaction = story.interaction = self._receive.content(interaction, request)
-            if interaction.kind is Kind.BATCH:
-                view = await self._each(request, principal, story)
-                receipt = await self._recorded(record.batch(situation, interaction, principal, view), story)
+            if interaction.kind in _BUNDLES:
+                view = await (self._each if interaction.kind is Kind.BATCH else self._together)(request, principal, story)
+                receipt = await self._recorded(record.bundle(situation, interaction, principal, view), story)
             else:
                 view, receipt = await self._decided(principal, story)
             await self._respond(view, receipt, story, respond)
@@ -126,27 +128,63 @@ class Shield:
 
     async def _each(self, request: Request, principal: Principal, story: Story) -> View:
         """The entries of a batch, each decided, and recorded, as the request that it is (FHIR R4 §3.1.0.11). Raises Refused."""
-        assert story.interaction is not None
-        views, decisions = [], []
-        for entry in story.interaction.content["entry"]:
-            decision = os.urandom(16).hex()
-            decisions.append(decision)
-            inner = Story(replace(story.situation, decision=decision), principal=principal)
-            try:
-                asked = self._receive.entry(entry, request, decision)
-                inner.interaction = self._receive.interaction(asked)
-                inner.interaction = self._receive.content(inner.interaction, asked)
-                view, _ = await self._decided(principal, inner)
-            except Refused as refused:
-                view = await self._refused(refused, inner)
-            except Exception as error:  # noqa: BLE001 - one entry's error is not another's
-                _log.error("unforeseen %s in exchange %s at %s", type(error).__name__, decision, _place(error))
-                denial = Denial(500, Reason.INTERNAL, "exception", "the shield could not decide this request")
-                view = await self._refused(Refused(_unknown() if inner.intended else denial), inner)
-            finally:
-                story.intended = story.intended or inner.intended
-            views.append(replace(view, body=b"") if inner.head else view)
-        return batch_response(views, decisions)
+        views, stories = [], []
+        for entry in _entries(story):
+            inner = _begun(story, principal)
+            stories.append(inner)
+            views.append(await self._entry(entry, request, principal, inner))
+            story.intended = story.intended or inner.intended
+        return batch_response("batch-response", views, [inner.situation.decision for inner in stories])
+
+    async def _entry(self, entry: Any, request: Request, principal: Principal, story: Story) -> View:
+        """The answer to one entry; its refusal is its own. Raises Refused where it cannot be recorded."""
+        try:
+            story.interaction = story.interaction or self._receive.entry(entry, request, story.situation.decision)
+            view, _ = await self._decided(principal, story)
+        except Refused as refused:
+            view = await self._refused(refused, story)
+        except Exception as error:  # noqa: BLE001 - one entry's error is not another's
+            _log.error("unforeseen %s in exchange %s at %s", type(error).__name__, story.situation.decision, _place(error))
+            denial = Denial(500, Reason.INTERNAL, "exception", "the shield could not decide this request")
+            view = await self._refused(Refused(_unknown() if story.intended else denial), story)
+        return replace(view, body=b"") if story.head else view
+
+    async def _together(self, request: Request, principal: Principal, story: Story) -> View:
+        """A transaction: all of it is decided before the upstream sees any; what reads comes after what writes. Raises Refused."""
+        stories = [_begun(story, principal) for _ in _entries(story)]
+        for place, (entry, inner) in enumerate(zip(_entries(story), stories, strict=True)):
+            with within(place):
+                inner.interaction = self._receive.entry(entry, request, inner.situation.decision)
+        asked = [(inner.situation, inner.interaction) for inner in stories if inner.interaction is not None]
+        permits = await self._inquiry.together(asked, principal, story.gathered)
+        for permit, inner in zip(permits, stories, strict=True):
+            inner.interaction = permit.interaction
+        writes = [(permit, inner) for permit, inner in zip(permits, stories, strict=True) if permit.writing is not None]
+        done: dict[int, View] = {}
+        if writes:
+            done = await self._written(writes, story)
+        views = []
+        for entry, inner in zip(_entries(story), stories, strict=True):
+            views.append(done[id(inner)] if id(inner) in done else await self._entry(entry, request, principal, inner))
+        return batch_response("transaction-response", views, [inner.situation.decision for inner in stories])
+
+    async def _written(self, writes: list[tuple[Permit, Story]], story: Story) -> dict[int, View]:
+        """What the writes of a transaction came to, by the identity of their stories. Raises Refused."""
+        try:
+            await asyncio.gather(*(self._intend(permit, inner, story.situation.decision) for permit, inner in writes))
+            story.intended = True
+            plan = together([rewrite(permit.interaction, permit) for permit, _ in writes], story.situation)
+            answers = await self._forward.together(plan)
+            views = [self._redact(answer) for answer in answers]
+        except Exception as error:
+            denial = error.denial if isinstance(error, Refused) else _unknown()
+            story.intended = denial.reason is Reason.OUTCOME_UNKNOWN
+            ends = (self._refused(Refused(denial), inner) for _, inner in writes if inner.intended)
+            await asyncio.gather(*ends, return_exceptions=True)
+            raise
+        found = [(record.released(permit, view), inner) for (permit, inner), view in zip(writes, views, strict=True)]
+        await asyncio.gather(*(self._recorded(entry, inner) for entry, inner in found))
+        return {id(inner): view for (_, inner), view in zip(writes, views, strict=True)}
 
     async def _refused(self, refused: Refused, story: Story) -> View:
         """The refusal of one entry, once it is recorded. Raises Refused where it cannot be."""
@@ -156,12 +194,12 @@ class Shield:
         await self._recorded(_denied(refused.denial, story, story.principal), story)
         return refusal(refused.denial)
 
-    async def _intend(self, permit: Permit, story: Story) -> None:
-        """No write reaches the upstream before its intent is durable (law 3)."""
+    async def _intend(self, permit: Permit, story: Story, request: str = "") -> None:
+        """No write reaches the upstream before its intent is durable (law 3); ``request``: its id there, if another."""
         assert permit.writing is not None
         digest = content_digest(permit.writing.image, self._ring.digest)
         try:
-            await self._journal.record(record.intended(permit, digest, story.gathered), permit.situation.decision)
+            await self._journal.record(record.intended(permit, digest, story.gathered, request), permit.situation.decision)
         except Unavailable:
             raise Refused(_unrecorded()) from None
         story.intended = True
@@ -209,6 +247,18 @@ class Shield:
         finally:
             if story.principal is not None:
                 self._journal.note(record.sent(receipt.decision, size, complete))
+
+
+def _entries(story: Story) -> list[Any]:
+    """Those of a batch or a transaction."""
+    assert story.interaction is not None
+    entries: list[Any] = story.interaction.content["entry"]
+    return entries
+
+
+def _begun(story: Story, principal: Principal) -> Story:
+    """The story of one entry, under a decision of its own."""
+    return Story(replace(story.situation, decision=os.urandom(16).hex()), principal=principal)
 
 
 def _denied(denial: Denial, story: Story, principal: Principal) -> dict[str, Any]:

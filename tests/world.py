@@ -9,7 +9,7 @@ import datetime as dt
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,17 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    folder: Path, rules: Any = None, settings: dict[str, Any] | None = None, upstream: Any = None, page: int = 20
-) -> AsyncIterator[World]:
-    """A running world. ``settings`` are merged over the plain ones; ``upstream`` replaces the store (an ASGI app or a URL)."""
+    folder: Path, rules: Any = None, settings: dict[str, Any] | None = None, upstream: Any = None, page: int = 20,
+    make: Callable[[str, int], Any] = Store,
+) -> AsyncIterator[World]:  # fmt: skip
+    """A running world. ``settings`` are merged over the plain ones; ``upstream`` replaces the store (an ASGI app or a URL).
+
+    ``make`` makes another store than the demo's.
+    """
     sockets = [listener() for _ in range(3)]
     store_url, issuer_url, url = (f"http://127.0.0.1:{s.getsockname()[1]}" for s in sockets)
     url = url.replace("http:", "https:") if settings and "tls" in settings else url
-    issuer, store = Issuer(issuer_url), Store(f"{store_url}/fhir", page)
+    issuer, store = Issuer(issuer_url), make(f"{store_url}/fhir", page)
     store.load(generate(12))
     seen: list[tuple[str, bytes, dict[str, str]]] = []
     app = upstream if callable(upstream) else store

@@ -22,12 +22,16 @@ def released(permit: Permit, view: View) -> dict[str, Any]:
     return entry | ({"rule": view.rule} if view.rule else {})
 
 
-def intended(permit: Permit, digest: str, gathered: Mapping[str, int]) -> dict[str, Any]:
-    """The record of a write that is about to go upstream: what, over which version, and a keyed digest of the new content."""
+def intended(permit: Permit, digest: str, gathered: Mapping[str, int], request: str = "") -> dict[str, Any]:
+    """The record of a write that is about to go upstream: what, over which version, and a keyed digest of the new content.
+
+    ``request`` is the id under which the upstream sees it, where that is a transaction's.
+    """
     writing = permit.writing
     assert writing is not None
     entry = _exchange(permit.situation, permit.interaction, permit.principal)
     entry |= {"outcome": "intended", "rules": permit.rules, "patients": sorted(writing.patients), "creates": writing.creates}
+    entry |= {"request": request} if request else {}
     return entry | {"over": writing.version, "content": digest} | asked(gathered)
 
 
@@ -41,8 +45,8 @@ def asked(gathered: Mapping[str, int]) -> dict[str, Any]:
     return {"gathered": {"by": "fhirshield", "requests": dict(gathered)}} if gathered else {}
 
 
-def batch(situation: Situation, interaction: Interaction, principal: Principal, view: View) -> dict[str, Any]:
-    """The record of a batch as a whole; each entry has its own, by a decision of its own."""
+def bundle(situation: Situation, interaction: Interaction, principal: Principal, view: View) -> dict[str, Any]:
+    """The record of a batch or a transaction as a whole; each entry has its own, by a decision of its own."""
     entry = _exchange(situation, interaction, principal)
     return entry | {
         "outcome": "released",

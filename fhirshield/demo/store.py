@@ -105,17 +105,21 @@ class Store:
                 break
         segments = [part for part in scope["path"].split("/") if part][1:]
         query = parse_qsl(scope["query_string"].decode(), keep_blank_values=True)
-        method = scope["method"]
-        if method in {"PUT", "DELETE"} or (method == "POST" and segments[1:] != ["_search"]):
-            given = {name.decode(): value.decode() for name, value in scope["headers"]}
-            status, text, headers = self.write(method, segments, body.decode(), given)
-        else:
-            if method == "POST":
-                query += parse_qsl(body.decode(), keep_blank_values=True)
-            status, text, headers = self.answer(segments, query)
+        given = {name.decode(): value.decode() for name, value in scope["headers"]}
+        status, text, headers = self.serve(scope["method"], segments, query, body.decode(), given)
         fields = [(b"content-type", JSON.encode()), (b"x-powered-by", b"demo store"), *headers]
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": text.encode()})
+
+    def serve(
+        self, method: str, segments: list[str], query: list[tuple[str, str]], body: str, headers: dict[str, str]
+    ) -> tuple[int, str, list[tuple[bytes, bytes]]]:
+        """Status, JSON text, headers."""
+        if method in {"PUT", "DELETE"} or (method == "POST" and segments[1:] != ["_search"]):
+            return self.write(method, segments, body, headers)
+        if method == "POST":
+            query = query + parse_qsl(body, keep_blank_values=True)
+        return self.answer(segments, query)
 
     def answer(self, segments: list[str], query: list[tuple[str, str]]) -> tuple[int, str, list[tuple[bytes, bytes]]]:
         """Status, JSON text, headers."""

@@ -25,7 +25,8 @@ class Kind(StrEnum):
     PATCH = "patch"
     DELETE = "delete"
     BATCH = "batch"
-    """A batch or a transaction: the body tells which."""
+    """A batch, or, until the body is read, a transaction."""
+    TRANSACTION = "transaction"
     OPERATION = "operation"
     CAPABILITIES = "capabilities"
     SMART_CONFIGURATION = "smart-configuration"
@@ -94,6 +95,8 @@ class Interaction:
     condition: tuple[Parameter, ...] = ()
     """What a conditional write searches by (FHIR R4 §3.1.0.7.1): its type is ``type``."""
     answer: Return = Return.REPRESENTATION
+    name: str = ""
+    """What other entries of a transaction call what is made here: a URN."""
     lenient: bool = False
     """Parameters that are not known are left out, not refused (``Prefer: handling=lenient``, FHIR R4 §3.1.1.3)."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from urllib.parse import urlsplit
 
 from fhirshield.fhir.definitions import resource_types
@@ -38,6 +40,34 @@ def literal(text: object, bases: tuple[str, ...] = ()) -> Literal | None:
     if found is None or found[1] not in resource_types():
         return None
     return Literal(found[1], found[2])
+
+
+_CONDITIONAL = re.compile(r"[A-Z][A-Za-z]+\?.", re.DOTALL)
+
+
+def conditional(node: Any) -> set[str]:
+    """The conditional references in a JSON value (FHIR R4 §3.1.0.11.2): ``Patient?identifier=…``."""
+    found: set[str] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if type(current) is dict:
+            text = current.get("reference")
+            if type(text) is str and _CONDITIONAL.match(text) and text.partition("?")[0] in resource_types():
+                found.add(text)
+            waiting.extend(current.values())
+        elif type(current) is list:
+            waiting.extend(current)
+    return found
+
+
+def renamed(node: Any, names: Mapping[str, str]) -> Any:
+    """A JSON value in which every text that is one of the names is what it stands for."""
+    if type(node) is dict:
+        return {key: renamed(value, names) for key, value in node.items()}
+    if type(node) is list:
+        return [renamed(value, names) for value in node]
+    return names.get(node, node) if type(node) is str else node
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""A batch (FHIR R4 §3.1.0.11): its entries as the requests that they are, read by the same grammar as those on the wire."""
+"""Batches and transactions (FHIR R4 §3.1.0.11): their entries as requests, read by the grammar of those on the wire."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Parts = tuple[str, str, list[tuple[bytes, bytes]], bytes]
 
 
 def batch_of(body: bytes, headers: Headers, limits: Limits) -> Any:
-    """The Bundle of a batch. Raises Refused."""
+    """``type`` and ``entry`` of a batch or a transaction. Raises Refused."""
     if media_type(headers) not in JSON_TYPES:
         raise Refused(Denial(415, Reason.MALFORMED_REQUEST, "not-supported", "a batch is FHIR JSON: application/fhir+json"))
     try:
@@ -30,14 +30,29 @@ def batch_of(body: bytes, headers: Headers, limits: Limits) -> Any:
         raise malformed(f"the body is {error}") from None
     if type(bundle) is not dict or bundle.get("resourceType") != "Bundle":
         raise malformed("the body is no Bundle")
-    if bundle.get("type") == "transaction":
-        raise Refused(Denial(405, Reason.NOT_SERVED, "not-supported", "`transaction` is not served here; `batch` is"))
-    entries = bundle.get("entry", [])
-    if bundle.get("type") != "batch" or type(entries) is not list:
-        raise malformed("the body is no batch")
+    kind, entries = bundle.get("type"), bundle.get("entry", [])
+    if kind not in {"batch", "transaction"} or type(entries) is not list:
+        raise malformed("the body is no batch or transaction")
     if len(entries) > limits.entries:
         raise Refused(Denial(413, Reason.TOO_LARGE, "too-long", f"more than {limits.entries} entries"))
-    return {"entry": entries}
+    if kind == "transaction":
+        _check_names(entries)
+    return {"type": kind, "entry": entries}
+
+
+_URN = re.compile(r"urn:uuid:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z|urn:oid:[0-2](?:\.(?:0|[1-9][0-9]*))+\Z")
+
+
+def name_of(entry: Any) -> str:
+    """What other entries call what an entry makes, if it is a URN; other URLs name nothing that could be referred to."""
+    name = entry.get("fullUrl") if type(entry) is dict else None
+    return name if type(name) is str and _URN.match(name) else ""
+
+
+def _check_names(entries: list[Any]) -> None:
+    names = [name for entry in entries if (name := name_of(entry))]
+    if len(set(names)) < len(names):
+        raise malformed("two entries have one fullUrl")
 
 
 def request_of(entry: Any) -> Parts:

@@ -11,7 +11,7 @@ from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.page import Page, Parameter
 from fhirshield.model import Denial, Habits, Reason, Refused, Situation
 from fhirshield.receive import headers as head
-from fhirshield.receive.batch import batch_of, request_of
+from fhirshield.receive.batch import batch_of, name_of, request_of
 from fhirshield.receive.content import content_of
 from fhirshield.receive.target import interaction_of, parameters_of, segments_of
 from fhirshield.ring import Ring
@@ -121,7 +121,8 @@ class Receiver:
         """The same interaction with what a write brings, read once it is known who asks. Raises Refused."""
         headers = self._headers(request)
         if interaction.kind is Kind.BATCH:
-            return replace(interaction, content=batch_of(request.body, headers, self._limits))
+            content = batch_of(request.body, headers, self._limits)
+            return replace(interaction, kind=Kind(content["type"]), content=content)
         if not interaction.writes:
             return interaction
         if "if-none-match" in headers:
@@ -134,14 +135,15 @@ class Receiver:
             content = content_of(interaction, request.body, headers, bases, self._limits)
         return replace(interaction, content=content, if_match=head.if_match(headers), answer=head.preferred_return(headers))
 
-    def entry(self, entry: Any, batch: Request, decision: str) -> Request:
-        """An entry of a batch as the request that it is. Raises Refused."""
+    def entry(self, entry: Any, batch: Request, decision: str) -> Interaction:
+        """What an entry of a batch or a transaction asks, as the request that it is. Raises Refused."""
         method, url, headers, body = request_of(entry)
         path, _, query = url.partition("?")
         target = self._prefix + b"/" + path.encode("ascii")
-        return replace(
+        asked = replace(
             batch, method=method, path=target, query=query.encode("ascii"), headers=headers, body=body, decision=decision
         )
+        return replace(self.content(self.interaction(asked), asked), name=name_of(entry))
 
     def _condition(self, interaction: Interaction, headers: head.Headers) -> tuple[Parameter, ...]:
         """What a conditional write searches by: for a create in a header, else in the URL, in place of the id. Raises Refused."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from urllib.parse import quote, urlencode
+
+import msgspec
 
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import encode
-from fhirshield.model import Permit, Plan, Total
+from fhirshield.model import Permit, Plan, Situation, Together, Total
 
 LONGEST = 2000
 """Characters of a query in a URL; a longer one goes by POST ``_search``."""
@@ -59,6 +62,24 @@ def _write(interaction: Interaction, permit: Permit) -> Plan:
         return Plan(permit, "POST", (interaction.type,), (), form=False, body=body, headers=tuple(headers))
     segments = (interaction.type, interaction.id)
     return Plan(permit, "PUT", segments, (), form=False, body=body, headers=tuple(headers))
+
+
+def together(plans: list[Plan], situation: Situation) -> Together:
+    """One transaction of writes that were planned each (FHIR R4 §3.1.0.11.2)."""
+    entries = [_entry(plan) for plan in plans]
+    body = encode({"resourceType": "Bundle", "type": "transaction", "entry": entries})
+    return Together(tuple(plans), body, (("X-Request-Id", situation.decision), ("Prefer", "return=representation")))
+
+
+_OF_ENTRIES = {"If-Match": "ifMatch", "If-None-Exist": "ifNoneExist"}
+
+
+def _entry(plan: Plan) -> dict[str, Any]:
+    request = {"method": plan.method, "url": "/".join(plan.segments)}
+    request |= {_OF_ENTRIES[name]: value for name, value in plan.headers if name in _OF_ENTRIES}
+    name = plan.permit.interaction.name if plan.method == "POST" else ""
+    entry: dict[str, Any] = {"fullUrl": name} if name else {}
+    return entry | ({"resource": msgspec.Raw(plan.body)} if plan.body else {}) | {"request": request}
 
 
 def _more(count: str) -> str:
