@@ -219,7 +219,7 @@ class Forwarder:
         entries = resource.get("entry", [])
         return (
             resource.get("resourceType") == "Bundle"
-            and resource.get("type") == "searchset"
+            and resource.get("type") == ("history" if interaction.recalls else "searchset")
             and isinstance(entries, list)
             and len(entries) <= self._limits.entries
             and all(isinstance(entry, dict) for entry in entries)

@@ -13,14 +13,14 @@ from typing import Any
 from fhirshield.authorize import authorize, draft, endorse, joined, may_change, narrowed
 from fhirshield.fhir.criteria import Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.page import Target
 from fhirshield.fhir.reference import Literal, conditional, renamed
 from fhirshield.forward import Forwarder, not_found
 from fhirshield.gather import Gatherer
 from fhirshield.model import Denial, Draft, Permit, Plan, Principal, Reason, Refused, Situation, Stored, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive.target import parameters_of
-from fhirshield.redact import Redactor, Searchset
-from fhirshield.redact.links import Target
+from fhirshield.redact import History, Past, Redactor, Searchset
 from fhirshield.redact.written import Written
 from fhirshield.rewrite import fresh, onward, rewrite
 
@@ -52,7 +52,39 @@ class Inquiry:
             permit = await self._join(permit, gathered)
         return permit
 
-    async def searched(self, plan: Plan) -> View:
+    async def answered(self, plan: Plan, gathered: Gathered) -> View:
+        """What comes back, as this caller may see it. Raises Refused."""
+        interaction = plan.permit.interaction
+        if interaction.searches:
+            return await self._searched(plan)
+        if interaction.recalls:
+            return await self._recalled(plan, gathered)
+        if interaction.kind is Kind.VREAD and plan.permit.thins:
+            versions = await self._gather.versions(plan.permit, Literal(interaction.type, interaction.id), gathered)
+            return Past(self._redact, plan.permit, versions).view(interaction.version)
+        return self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
+
+    async def _recalled(self, plan: Plan, gathered: Gathered) -> View:
+        """A page of a history; where anything may be withheld, every resource of it is judged by all of its versions."""
+        page, asked = History(self._redact, plan), 0
+        for last in (*(False,) * (MOST_PAGES - 1), True):
+            answer = await self._forward(plan)
+            for name in page.unknown(answer):
+                if (asked := asked + 1) > MOST_JOINED:
+                    text = "more resources than can be judged by their histories; ask for fewer by `_count`"
+                    raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
+                page.know(name, await self._gather.versions(plan.permit, name, gathered))
+            onwards = page.add(answer)
+            if onwards is None:
+                break
+            if last:
+                page.give_up()
+            plan = onward(plan, *onwards)
+        if plan.permit.interaction.id and plan.permit.thins and page.empty:
+            raise Refused(not_found())
+        return page.view()
+
+    async def _searched(self, plan: Plan) -> View:
         """A page of our own, from as many of the upstream's as it takes, within a budget."""
         page = Searchset(self._redact, plan)
         for last in (*(False,) * (MOST_PAGES - 1), True):

@@ -10,13 +10,13 @@ import asyncio
 import datetime as dt
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fhirshield.audit import Journal, record
 from fhirshield.audit.intents import content_digest
 from fhirshield.errors import MalformedFhir, Unavailable
 from fhirshield.fhir import json as fhir_json
+from fhirshield.fhir.history import Version, versions_of
 from fhirshield.fhir.page import link_target
 from fhirshield.outbound.fhir_server import FhirServer
 
@@ -30,15 +30,6 @@ LEAST_ID = 16
 SKEW = 300.0
 """Seconds by which the upstream's clock may differ."""
 _log = logging.getLogger("fhirshield")
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One entry of a history; ``resource`` is None for a deletion."""
-
-    id: str
-    version: str
-    resource: Any
 
 
 class Recovery:
@@ -90,7 +81,7 @@ class Recovery:
             query = (("_since", since.isoformat(timespec="seconds")), ("_count", "100"))
             versions = await self._history(server, (entry["type"], "_history"), query, entry["type"])
             made = self._found(versions or [], entry)
-            return ("carried out", {"id": made.id, "version": made.version}) if made else None
+            return ("carried out", {"id": made.name.id, "version": made.version}) if made else None
         versions = await self._history(server, (entry["type"], entry["id"], "_history"), (("_count", "100"),), entry["type"])
         if versions is None:
             return None
@@ -128,6 +119,7 @@ class Recovery:
     ) -> list[Version] | None:
         """The entries of a history, newest first; None where the server does not give one whole."""
         found: list[Version] = []
+        place = "/".join(segments)
         for _ in range(MOST_PAGES):
             response = await server.send("GET", segments, query, headers={"Cache-Control": "no-cache"})
             if response.status in {404, 410}:
@@ -135,25 +127,15 @@ class Recovery:
             bundle = fhir_json.decode(response.body) if response.status == 200 else None
             if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
                 return None
-            found += [_version(entry, name) for entry in _objects(bundle.get("entry"))]
+            found += [version for version in versions_of(bundle.get("entry")) if version.name.type == name]
             link = next((one for one in _objects(bundle.get("link")) if one.get("relation") == "next"), None)
             if link is None:
                 return found
-            target = link_target(link.get("url"), server.url, name) or _below(link.get("url"), server.url)
+            target = link_target(link.get("url"), server.url, name, place)
             if target is None:
                 return None
             segments, query = target
         return None
-
-
-def _below(url: Any, base: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]] | None:
-    """A paging link of a history that stays below ``_history``."""
-    if not isinstance(url, str) or not url.startswith(base + "/"):
-        return None
-    path, _, _ = url.removeprefix(base + "/").partition("?")
-    parts = path.split("/")
-    found = link_target(url.replace("/" + path, "", 1), base, parts[0])
-    return (tuple(parts), found[1]) if found and parts[-1] == "_history" else None
 
 
 def _request_of(resource: dict[str, Any]) -> str:
@@ -169,14 +151,3 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _version(entry: dict[str, Any], name: str) -> Version:
-    resource = entry.get("resource")
-    request = _object(entry.get("request"))
-    if not isinstance(resource, dict) or request.get("method") == "DELETE":
-        url = str(request.get("url", "")).split("/")
-        etag = str(_object(entry.get("response")).get("etag", "")).removeprefix("W/").strip('"')
-        return Version(url[-1] if url[0] == name else "", etag, None)
-    meta = _object(resource.get("meta"))
-    return Version(str(resource.get("id", "")), str(meta.get("versionId", "")), resource)

@@ -117,10 +117,7 @@ class Shield:
         if interaction.writes:
             await self._intend(permit, story)
         plan = rewrite(interaction, permit)
-        if interaction.searches:
-            view = await self._inquiry.searched(plan)
-        else:
-            view = self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
+        view = await self._inquiry.answered(plan, story.gathered)
         entry = record.released(permit, view)
         if story.gathered and permit.writing is None:
             entry |= record.asked(story.gathered)

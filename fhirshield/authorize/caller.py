@@ -14,6 +14,7 @@ from fhirshield.authorize.resource import judge_for
 from fhirshield.authorize.standing import ACTIVE_TYPES, RULE_LETTERS, Standing, TypeStanding, standing
 from fhirshield.fhir import criteria as fhir_criteria
 from fhirshield.fhir.criteria import PINNED, Criteria, Criterion
+from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.search_parameters import search_parameter, subject_parameter
 from fhirshield.model import Denial, Permit, Principal, Reason, Situation
@@ -28,17 +29,20 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     if not interaction.letter:
         return _not_served(interaction)
     stand = standing_of(principal, situation, rules)
+    if interaction.recalls:
+        return _past(stand, principal, interaction, situation, rules)
     found = stand.of(interaction.type)
     if found is None:
         return Denial(404, Reason.UNKNOWN_TYPE, "not-supported", f"`{interaction.type}` is not a resource type of R4")
     denial = _of_type(found, interaction, situation)
     if denial:
         return denial
-    binding = _binding(principal, situation, rules) if interaction.letter == "s" else ""
-    if interaction.page is not None and interaction.page.binding != binding:
-        return Denial(404, Reason.BAD_PAGE, "not-found", "this page link is not, or no longer, valid for this caller")
-    if interaction.letter != "s":
-        return _permit(stand, found, principal, interaction, situation, rules, "")
+    if not interaction.searches:
+        permit = _permit(stand, found, principal, interaction, situation, rules, "")
+        return replace(permit, thins=not _open(found, interaction)) if interaction.kind is Kind.VREAD else permit
+    binding = _binding(principal, situation, rules)
+    if denial := _others(interaction, binding):
+        return denial
     whole = stand.naming.all_open and not stand.applied.redact and not stand.applied.deny
     shaped = asked.check(
         interaction.parameters, found, stand.of, lenient=interaction.lenient,
@@ -60,6 +64,41 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         shape=shaped.shape(counted=interaction.page is None),
         thins=criteria is not None or not _all_found(found) or _is_ours(interaction),
     )
+
+
+def _past(stand: Standing, principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:
+    """Leave to ask for a history: of one type, or of all that this caller may ask."""
+    types = [interaction.type] if interaction.type else sorted(resource_types())
+    denials = [_of_type(_known(stand, name), replace(interaction, type=name), situation) for name in types]
+    if all(denials):
+        return denials[0] if interaction.type and denials[0] else _nowhere(interaction)
+    binding = _binding(principal, situation, rules)
+    denial = _others(interaction, binding) or asked.check_past(interaction, [_known(stand, name).view for name in types])
+    if denial:
+        return denial
+    permit = _permit(stand, _known(stand, types[0]), principal, interaction, situation, rules, binding)
+    thins = any(denials) or not all(_open(_known(stand, name), interaction) for name in types)
+    return replace(permit, sent=interaction.parameters, thins=thins or _is_ours(interaction))
+
+
+def _open(found: TypeStanding, interaction: Interaction) -> bool:
+    """Whether every version of this type is shown to this caller as it is stored."""
+    verb = RULE_LETTERS[interaction.rule_name]
+    rows = [row for row in found.allows if row.judge is None and verb in row.letters]
+    scopes = [row for row in found.scopes if row.judge is None and not row.limited and interaction.letter in row.letters]
+    return found.whole and not found.view.marked and bool(rows and scopes)
+
+
+def _others(interaction: Interaction, binding: str) -> Denial | None:
+    """A page link that was given to somebody else."""
+    if interaction.page is None or interaction.page.binding == binding:
+        return None
+    return Denial(404, Reason.BAD_PAGE, "not-found", "this page link is not, or no longer, valid for this caller")
+
+
+def _nowhere(interaction: Interaction) -> Denial:
+    text = f"no scope and rule allow {interaction.rule_name} of any type to this caller"
+    return Denial(403, Reason.NO_RULE, "forbidden", text)
 
 
 def _permit(
@@ -92,7 +131,6 @@ def _of_type(found: TypeStanding, interaction: Interaction, situation: Situation
         or _scope(found, interaction)
         or _denied(found, interaction)
         or _allowed(found, interaction)
-        or _version(found, interaction)
         or _unseen(found, interaction, situation)
     )
 
@@ -127,7 +165,7 @@ def _overwrites(stand: Standing, found: TypeStanding) -> bool:
     if stand.naming.all_open and not found.view.silent:
         return True
     granted = any("r" in row.letters or "s" in row.letters for row in found.scopes)
-    return not (granted and any(set(row.letters) & set("rvs") for row in found.allows))
+    return not (granted and any(set(row.letters) & set("rvsh") for row in found.allows))
 
 
 def _binding(principal: Principal, situation: Situation, rules: RuleSet) -> str:
@@ -199,13 +237,6 @@ def _unseen(found: TypeStanding, interaction: Interaction, situation: Situation)
     return Denial(403, Reason.HIDDEN_PART, "forbidden", text)
 
 
-def _version(found: TypeStanding, interaction: Interaction) -> Denial | None:
-    if interaction.kind is not Kind.VREAD or (found.whole and not found.view.marked):
-        return None
-    text = f"versions of {interaction.type} are not served to a caller who may not see all of that type"
-    return Denial(403, Reason.NOT_SERVED, "not-supported", text)
-
-
 def _negated(selector: Criteria, resource_type: str) -> list[Criterion]:
     """A deny of one token as ``:not``, so that the upstream leaves out what would be withheld and pages stay whole."""
     if len(selector.items) != 1 or selector.items[0].modifier:
@@ -220,8 +251,6 @@ def _narrow(found: TypeStanding, interaction: Interaction, principal: Principal)
 
     This only saves work: each resource that comes back is judged again.
     """
-    if interaction.letter != "s":
-        return (), False
     scopes = [row for row in found.scopes if "s" in row.letters]
     letter = RULE_LETTERS[interaction.rule_name]
     rows = [row for row in found.allows if letter in row.letters]

@@ -103,6 +103,25 @@ def check(
     return asked
 
 
+_INSTANT = re.compile(r"[0-9]{4}(?:-[0-9]{2}(?:-[0-9]{2}(?:T[0-9:.]{5,18}(?:Z|[+-][0-9]{2}:[0-9]{2})?)?)?)?\Z")
+
+
+def check_past(interaction: Interaction, views: list[TypeView]) -> Denial | None:
+    """What may not be asked of a history (FHIR R4 §3.1.0.9): when something changed, where times are hidden."""
+    for parameter in interaction.parameters:
+        name = parameter.name
+        if name not in {"_count", "_since", "_at"} or parameter.modifier:
+            return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", f"`{name}` of a history is unknown or not served")
+        if name == "_count" and _count(parameter):
+            return _count(parameter)
+        if name != "_count" and not _INSTANT.match(parameter.value):
+            return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", f"`{name}` takes a time")
+        hidden = next((view.type for view in views if "lastUpdated" in view.closed), None)
+        if name != "_count" and hidden:
+            return _revealing(name, hidden)
+    return None
+
+
 _HAS = re.compile(r"([A-Z][A-Za-z]+):([A-Za-z_][A-Za-z0-9\-]*):(.+)\Z")
 _CHAIN = re.compile(r"([A-Za-z_][A-Za-z0-9\-]*)(?::([A-Z][A-Za-z]+))?\.(.+)\Z")
 _INNER = re.compile(r"([A-Za-z_][A-Za-z0-9\-]*)(?::(.+))?\Z", re.DOTALL)
@@ -205,9 +224,7 @@ def _elements(value: str, standing: TypeStanding, asked: Asked) -> Denial | None
 
 def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -> Denial | None:
     if parameter.name == "_count":
-        if parameter.value.isascii() and parameter.value.isdigit() and int(parameter.value[:9]) > 0:
-            return None
-        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_count` takes a number from 1")
+        return _count(parameter)
     known = search_parameter(standing.type, parameter.name)
     if known is None or parameter.name in RESULT_PARAMETERS or not known.ways:
         return _unknown(parameter, standing.type)
@@ -223,6 +240,12 @@ def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -
         again.append(Criterion(parameter.name, "", (parameter.value,)))
         return None
     return _revealing(parameter.name, standing.type)
+
+
+def _count(parameter: Parameter) -> Denial | None:
+    if parameter.value.isascii() and parameter.value.isdigit() and int(parameter.value[:9]) > 0:
+        return None
+    return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_count` takes a number from 1")
 
 
 def _sort_keys(parameter: Parameter, standing: TypeStanding) -> Denial | None:

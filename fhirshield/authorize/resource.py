@@ -19,6 +19,7 @@ _UNKNOWN_MODIFIER = Verdict(False, Reason.UNKNOWN_MODIFIER)
 def judge_for(standing: Standing, patient: str, modifier_extensions: frozenset[str], rule_letter: str) -> Judge:
     """The judge of one caller. ``rule_letter`` is what rules call the interaction: ``r``, ``v`` or ``s``."""
     bases = standing.bases
+    also = rule_letter in "vh"  # what was is shown to nobody who may not see what is
 
     def judge(resource: Any, letter: str, careful: bool) -> Verdict:
         name = resource.get("resourceType") if type(resource) is dict else None
@@ -31,7 +32,7 @@ def judge_for(standing: Standing, patient: str, modifier_extensions: frozenset[s
             return Verdict(False, Reason.DENIED_BY_RULE, found.withheld_by)
         verb = "r" if letter == "i" else rule_letter
         for row in found.denies:
-            if denies(row, rule_letter, resource) or denies(row, verb, resource):
+            if denies(row, rule_letter, resource) or (also and denies(row, "r", resource)) or denies(row, verb, resource):
                 return Verdict(False, Reason.DENIED_BY_RULE, row.rule.id)
         if letter == "c":
             return Verdict(True, Reason.PERMITTED, "", obligations_on(found, resource))

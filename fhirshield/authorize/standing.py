@@ -47,7 +47,7 @@ class RuleRow:
 
     rule: Rule
     letters: str
-    """Of ``r`` (read), ``v`` (vread), ``s`` (search), ``c`` (create), ``u`` (update), ``p`` (patch), ``d`` (delete)."""
+    """``r`` read, ``v`` vread, ``h`` history, ``s`` search, ``c`` create, ``u`` update, ``p`` patch, ``d`` delete."""
     selector: Criteria
     judge: Judge | None
 
@@ -212,7 +212,7 @@ class Standing:
         return scoped and any(row.judge is None and "r" in row.letters for row in allows)
 
 
-RULE_LETTERS = {"read": "r", "vread": "v", "search": "s", "create": "c", "update": "u", "patch": "p", "delete": "d"}
+RULE_LETTERS = {"read": "r", "vread": "v", "search": "s", "history": "h", "create": "c", "update": "u", "patch": "p", "delete": "d"}
 _WRITING = str.maketrans("", "", "cupd")
 
 

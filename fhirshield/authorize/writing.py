@@ -265,7 +265,7 @@ def _may_refer(writer: _Writer, resource: Any) -> bool:
     found = writer.stand.of(resource["resourceType"])
     if found is None or found.withheld_by or unknown_modifier(resource, writer.extensions):
         return False
-    if any(denies(row, letter, resource) for row in found.denies for letter in "rvs"):
+    if any(denies(row, letter, resource) for row in found.denies for letter in "rvsh"):
         return False
     reading = [row for row in found.scopes if set(row.letters) & set(_READING)]
     scopes = reading or list(found.scopes) or [row for row in writer.found.scopes if writer.interaction.letter in row.letters]

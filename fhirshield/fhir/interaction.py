@@ -41,6 +41,9 @@ RULE_NAMES = {
     Kind.VREAD: "vread",
     Kind.SEARCH_TYPE: "search",
     Kind.PAGE: "search",
+    Kind.HISTORY_INSTANCE: "history",
+    Kind.HISTORY_TYPE: "history",
+    Kind.HISTORY_SYSTEM: "history",
     Kind.CREATE: "create",
     Kind.UPDATE: "update",
     Kind.PATCH: "patch",
@@ -53,12 +56,16 @@ SCOPE_LETTERS = {
     Kind.VREAD: "r",
     Kind.SEARCH_TYPE: "s",
     Kind.PAGE: "s",
+    Kind.HISTORY_INSTANCE: "r",
+    Kind.HISTORY_TYPE: "s",
+    Kind.HISTORY_SYSTEM: "s",
     Kind.CREATE: "c",
     Kind.UPDATE: "u",
     Kind.PATCH: "u",
     Kind.DELETE: "d",
 }
 """The SMART 2.2 permission that each interaction needs; an update that creates needs ``c`` too."""
+HISTORIES = frozenset({Kind.HISTORY_INSTANCE, Kind.HISTORY_TYPE, Kind.HISTORY_SYSTEM})
 WRITES = frozenset({Kind.CREATE, Kind.UPDATE, Kind.PATCH, Kind.DELETE})
 
 
@@ -114,6 +121,17 @@ class Interaction:
     def searches(self) -> bool:
         """Whether its answer is a searchset."""
         return self.kind in {Kind.SEARCH_TYPE, Kind.PAGE}
+
+    @property
+    def recalls(self) -> bool:
+        """Whether its answer is a history."""
+        return self.kind in HISTORIES
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where it is asked, below the base."""
+        named = tuple(part for part in (self.type, self.id) if part)
+        return (*named, "_history") if self.recalls else named
 
     @property
     def rule_name(self) -> str:

@@ -35,6 +35,8 @@ class Page:
     """Matches of a page of ours; 0 where the upstream's pages are passed on as they are."""
     form: bool = False
     """The query travels as the body of POST ``_search``."""
+    place: str = ""
+    """Where it was asked, below the base: ``Patient``, ``Patient/1/_history``."""
 
     def dump(self) -> bytes:
         """As bytes for sealing."""
@@ -49,10 +51,14 @@ class Page:
             return None
 
 
-def link_target(url: object, base: str, resource_type: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]] | None:
-    """A server's paging link, taken apart: path segments below its base and query pairs.
+Target = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
+"""Path segments below a base, and query pairs; neither percent-encoded."""
 
-    None unless it leads to the base itself or to the searched type (or its ``_search``) on the same server.
+
+def link_target(url: object, base: str, *places: str) -> Target | None:
+    """A server's paging link, taken apart.
+
+    None unless it leads to the base itself or to one of the places (or the ``_search`` of one) on the same server.
     """
     if not isinstance(url, str):
         return None
@@ -65,6 +71,7 @@ def link_target(url: object, base: str, resource_type: str) -> tuple[tuple[str, 
         return None
     path = parts.path.rstrip("/")
     below = path.removeprefix(home.path.rstrip("/")).strip("/") if path.startswith(home.path.rstrip("/")) else None
-    if below not in {"", resource_type, f"{resource_type}/_search"} or parts.fragment:
+    place = below.removesuffix("/_search") if below is not None else None
+    if place is None or (place and place not in places) or parts.fragment:
         return None
-    return ((resource_type,) if below else ()), query
+    return tuple(place.split("/")) if place else (), query

@@ -11,6 +11,7 @@ from typing import Any
 
 from fhirshield.errors import MalformedFhir, Unavailable
 from fhirshield.fhir import json as fhir_json
+from fhirshield.fhir.history import Version, versions_of
 from fhirshield.fhir.page import link_target
 from fhirshield.fhir.reference import Literal
 from fhirshield.fhir.reference_places import extensions
@@ -24,6 +25,8 @@ TOGETHER = 50
 MOST_REFERENCES = 500
 """What one write may add references to."""
 MOST_PAGES = 20
+AT_ONCE = 100
+"""Versions of one page of a history."""
 _FRESH = {"Cache-Control": "no-cache"}
 
 
@@ -49,6 +52,30 @@ class Gatherer:
             raise Refused(Denial(502, Reason.UPSTREAM_MALFORMED, "transient", "the server names no version to insist on"))
         careful, deep = extensions(response.body)
         return Stored(resource, version, careful, deep, self._server.named_in(response.body))
+
+    async def versions(self, permit: Permit, name: Literal, counts: dict[str, int]) -> list[Version]:
+        """All versions of a resource as the server has them now, the newest first; too many are refused. Raises Refused."""
+        place: tuple[str, ...] = (name.type, name.id, "_history")
+        segments = place
+        query: tuple[tuple[str, str], ...] = (("_count", str(AT_ONCE)),)
+        found: list[Version] = []
+        for _ in range(MOST_PAGES):
+            response = await self._ask(permit, segments, query, counts)
+            if response.status in {404, 410} and not found:
+                return []
+            bundle = self._resource(response)
+            if bundle.get("resourceType") != "Bundle" or bundle.get("type") != "history":
+                raise Refused(_away())
+            found += [version for version in versions_of(bundle.get("entry")) if version.name == name]
+            url = _next(bundle)
+            if url is None:
+                return found
+            target = link_target(url, self._server.url, "/".join(place))
+            if target is None:
+                raise Refused(_away())
+            segments, query = target
+        text = f"more versions of a {name.type} than can be judged for this caller"
+        raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
 
     async def named(self, permit: Permit, wanted: Iterable[Literal], counts: dict[str, int]) -> Mapping[Literal, Any]:
         """The resources of these names; what is not there is left out. Raises Refused."""
@@ -84,15 +111,10 @@ class Gatherer:
                 raise Refused(_away())
             resources = [entry.get("resource") for entry in entries if type(entry) is dict]
             found += [resource for resource in resources if type(resource) is dict]
-            links = bundle.get("link")
-            urls = (
-                [link.get("url") for link in links if type(link) is dict and link.get("relation") == "next"]
-                if type(links) is list
-                else []
-            )
-            if not urls:
+            url = _next(bundle)
+            if url is None:
                 return found
-            target = link_target(urls[0], self._server.url, name)
+            target = link_target(url, self._server.url, name)
             if target is None:
                 break
             segments, query = target
@@ -120,6 +142,13 @@ class Gatherer:
         if type(resource) is not dict:
             raise Refused(_away())
         return resource
+
+
+def _next(bundle: dict[str, Any]) -> Any:
+    """The URL of the page after this one, or None."""
+    links = bundle.get("link")
+    urls = [one.get("url") for one in links if type(one) is dict and one.get("relation") == "next"] if type(links) is list else []
+    return urls[0] if urls else None
 
 
 def version_of(resource: dict[str, Any], response: Response) -> str:

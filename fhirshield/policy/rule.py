@@ -8,7 +8,7 @@ from fhirshield.fhir.criteria import Criteria
 from fhirshield.model import Obligation
 from fhirshield.policy.condition import Condition
 
-READING = ("read", "vread", "search")
+READING = ("read", "vread", "search", "history")
 INTERACTIONS = (*READING, "create", "update", "patch", "delete")
 POLICY_TYPES = frozenset({"Consent", "RelatedPerson", "Group", "PractitionerRole", "CareTeam"})
 """Types that decisions read: who may see what, and who stands in which relation to whom."""

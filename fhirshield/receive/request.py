@@ -171,13 +171,15 @@ class Receiver:
         tokens = [p.value for p in interaction.parameters if p.name == "_page"]
         if not tokens:
             return interaction
-        if interaction.kind is not Kind.SEARCH_TYPE or len(interaction.parameters) > 1 or interaction.by_post:
-            raise head.malformed("`_page` stands alone, on the type that was searched")
+        paged = interaction.recalls or interaction.kind is Kind.SEARCH_TYPE
+        if not paged or len(interaction.parameters) > 1 or interaction.by_post:
+            raise head.malformed("`_page` stands alone, where the first page was asked")
         content = self._ring.open(PAGE_PURPOSE, tokens[0])
         page = Page.load(content) if content is not None else None
-        if page is None or page.type != interaction.type or page.expires <= now.timestamp():
+        if page is None or page.place != "/".join(interaction.place) or page.expires <= now.timestamp():
             raise Refused(bad_page())
-        return replace(interaction, kind=Kind.PAGE, page=page, parameters=page.parameters)
+        kind = Kind.PAGE if interaction.kind is Kind.SEARCH_TYPE else interaction.kind
+        return replace(interaction, kind=kind, page=page, parameters=page.parameters)
 
 
 def bad_page() -> Denial:

@@ -6,6 +6,7 @@ make the new image of what a caller writes back.
 """
 
 from fhirshield.redact.body import Redactor
+from fhirshield.redact.history import History, Past
 from fhirshield.redact.searchset import Searchset
 
-__all__ = ["Redactor", "Searchset"]
+__all__ = ["History", "Past", "Redactor", "Searchset"]

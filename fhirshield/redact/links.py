@@ -10,14 +10,12 @@ import re
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from fhirshield.fhir.page import Page, link_target
+from fhirshield.fhir.page import Page, Target, link_target
 from fhirshield.fhir.reference import rebased
 from fhirshield.model import Permit
 from fhirshield.ring import Ring
 
 Query = tuple[tuple[str, str], ...]
-Target = tuple[tuple[str, ...], Query]
-"""Path segments and query of a page at the upstream."""
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,256}\Z")
 
 
@@ -74,7 +72,8 @@ class Linker:
 
     def target(self, permit: Permit, url: Any) -> Target | None:
         """A page link of the upstream's, taken apart; None where it does not lead to the type that was searched."""
-        found = (link_target(url, base, permit.interaction.type) for base in permit.situation.bases)
+        place = "/".join(permit.interaction.place)
+        found = (link_target(url, base, place) for base in permit.situation.bases)
         return next((target for target in found if target is not None), None)
 
     def page(
@@ -92,6 +91,7 @@ class Linker:
         interaction, situation = permit.interaction, permit.situation
         page = Page(
             type=interaction.type,
+            place="/".join(interaction.place),
             parameters=interaction.parameters,
             segments=segments,
             query=query,
@@ -101,11 +101,11 @@ class Linker:
             size=size,
             form=form,
         )
-        url = f"{situation.base}/{interaction.type}?_page={self._ring.seal('page links', page.dump())}"
+        url = f"{situation.base}/{page.place}?_page={self._ring.seal('page links', page.dump())}"
         return {"relation": relation, "url": url}
 
     def _self(self, permit: Permit) -> str:
         interaction = permit.interaction
         pairs = [(f"{p.name}:{p.modifier}" if p.modifier else p.name, p.value) for p in interaction.parameters]
         query = urlencode(pairs, quote_via=quote, safe="")
-        return f"{permit.situation.base}/{interaction.type}" + (f"?{query}" if query else "")
+        return "/".join((permit.situation.base, *interaction.place)) + (f"?{query}" if query else "")

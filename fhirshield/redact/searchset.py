@@ -14,10 +14,10 @@ import msgspec
 
 from fhirshield.fhir.including import reached
 from fhirshield.fhir.json import encode
+from fhirshield.fhir.page import Target
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.model import Answer, Denial, Permit, Plan, Reason, Refused, Tally, Total, View
 from fhirshield.redact.body import JSON, PLACE, Redactor, Work, add
-from fhirshield.redact.links import Target
 from fhirshield.redact.subset import subset
 
 
@@ -212,7 +212,7 @@ class Searchset:
             seen = {*self._shown, *keys}
             keys = [key for key in keys if key.type != "Provenance" or _targets(resources[key], permit) <= seen]
         for key in keys:
-            _join(self.tally, self._candidates[key][2])
+            join(self.tally, self._candidates[key][2])
         return [self._candidates[key][1] for key in keys]
 
 
@@ -228,7 +228,8 @@ def _targets(provenance: Any, permit: Permit) -> set[Literal]:
     return {one if one is not None else Literal("", "") for one in named}
 
 
-def _join(tally: Tally, other: Tally) -> None:
+def join(tally: Tally, other: Tally) -> None:
+    """Add the counts of another."""
     tally.shown += other.shown
     tally.patients |= other.patients
     for mine, theirs in ((tally.redacted, other.redacted), (tally.granted, other.granted), (tally.withheld, other.withheld)):

@@ -30,6 +30,9 @@ def rewrite(interaction: Interaction, permit: Permit) -> Plan:
     if interaction.page is not None:
         page = interaction.page
         return Plan(permit, "POST" if page.form else "GET", page.segments, page.query, form=page.form)
+    if interaction.recalls:
+        asked = tuple((p.name, _more(p.value) if p.name == "_count" and permit.thins else p.value) for p in permit.sent)
+        return Plan(permit, "GET", interaction.place, asked, form=False)
     return _search(interaction, permit)
 
 

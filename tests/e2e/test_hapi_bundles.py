@@ -5,10 +5,13 @@ from __future__ import annotations
 import secrets
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import put
 from tests.test_batch import OBSERVATION, entry
+from tests.test_history import RULES, patient, shown
 from tests.test_transactions import DELETING, PATIENT, statuses, transact
 from tests.world import world
 
@@ -46,3 +49,32 @@ async def test_a_transaction_is_carried_out_and_refers_within_itself(tmp_path: P
         gone = await transact(here, token, entry("DELETE", patient))
         assert gone.status == 409 and hapi not in gone.body.decode() and not here.parts.journal.intents.open
         assert mark.encode() not in gone.body
+
+
+async def test_histories_and_old_versions(tmp_path: Path, hapi: str) -> None:
+    mark = secrets.token_hex(6)
+    async with world(tmp_path, RULES, upstream=hapi) as here:
+
+        def save(identity: str, **more: Any) -> None:
+            put(hapi, patient(f"{mark}-{identity}", **more))
+
+        for number, birth in enumerate(("1970", "1970", "1971", "1970")):
+            save("a", birthDate=birth, telecom=[{"value": f"n-{number}"}])
+        for body in ({"birthDate": "1970"}, {"meta": {"security": [{"system": "urn:x", "code": "VIP"}]}}):
+            save("vip", **body)
+        place = f"/Patient/{mark}-a/_history"
+        everything = await shown(here, "all", place)
+        assert everything == [f"PUT Patient/{mark}-a {n}" for n in (4, 3, 2)] + [everything[-1]] and everything[-1].endswith(" 1")
+        assert [row.rpartition(" ")[2] for row in await shown(here, "nurse", place)] == ["1970", "1971", "1970"]
+        assert [row.rpartition(" ")[2] for row in await shown(here, "nurse", place + "?_count=2")] == ["1970", "1971"]
+        token = here.token("user/*.rs", roles=["staff"])
+        for path in (f"/Patient/{mark}-vip/_history", f"/Patient/{mark}-vip/_history/1"):
+            assert (await here.ask(path, token)).status == 404
+        assert f"{mark}-vip" not in (await here.ask("/Patient/_history?_count=20", token)).body.decode()
+        pages, url = [], f"{here.base}/_history?_count=3"
+        for _ in range(3):
+            reply = await here.ask(url, here.token("user/*.rs", roles=["nurse"]))
+            assert reply.status == 200 and hapi not in reply.body.decode()
+            pages += [entry["fullUrl"] for entry in reply.json["entry"]]
+            url = next(link["url"] for link in reply.json["link"] if link["relation"] == "next")
+        assert len(pages) == 9
