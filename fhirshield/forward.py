@@ -14,7 +14,7 @@ from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.definitions import codes_of
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.reference_places import extensions
-from fhirshield.model import Answer, Denial, Plan, Reason, Refused, Together
+from fhirshield.model import Answer, Denial, Permit, Plan, Reason, Refused, Together
 from fhirshield.outbound.fhir_server import FhirServer
 from fhirshield.outbound.http import Response
 from fhirshield.settings import Limits
@@ -52,6 +52,8 @@ class Forwarder:
         """The parsed answer to a plan. Raises Refused."""
         if plan.permit.interaction.writes:
             return await self._write(plan)
+        if plan.permit.affects:
+            return await self._affect(plan)
         if plan.permit.nothing:
             return Answer(plan, 200, {}, dict(_EMPTY), careful=False, deep=False)
         try:
@@ -90,6 +92,25 @@ class Forwarder:
         if response.status >= 500 or response.status < 200:
             raise _unknown(502)
         raise Refused(_refusal(plan.permit.interaction, response, self._issues(plan, response)))
+
+    async def _affect(self, plan: Plan) -> Answer:
+        """Invoke an operation that changes what is stored."""
+        try:
+            response = await self._send(plan)
+        except Unavailable as error:
+            if not error.sent:
+                raise _failed(Reason.UPSTREAM_FAILED, "the server did not answer; nothing was done") from None
+            raise _unknown(504 if error.slow else 502) from None
+        if response.status in {200, 201, 202, 204} and not response.body:
+            return Answer(plan, 204, {}, None, careful=False, deep=False)
+        if response.status == 200:
+            try:
+                return self._accept(plan, response)
+            except Refused:
+                raise _unknown(502) from None
+        if response.status >= 500 or response.status < 400:
+            raise _unknown(502)
+        raise Refused(_refusal(plan.permit.interaction, response, (self._issues(plan, response)[0], ())))
 
     async def _is_newer(self, plan: Plan) -> bool:
         """Whether the version that a write was bound to is no longer the current one, by a fresh read."""
@@ -196,8 +217,12 @@ class Forwarder:
     # --- reads ----------------------------------------------------------------------------------------------------
 
     def _accept(self, plan: Plan, response: Response) -> Answer:
-        if response.status != 200:
-            raise Refused(_refusal(plan.permit.interaction, response))
+        interaction = plan.permit.interaction
+        tells = (
+            interaction.operation == "$validate" and response.status in {400, 412, 422} and b'"OperationOutcome"' in response.body
+        )
+        if response.status != 200 and not tells:
+            raise Refused(_refusal(interaction, response))
         kind = response.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind not in {"application/fhir+json", "application/json"}:
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not FHIR JSON")
@@ -205,15 +230,18 @@ class Forwarder:
             resource = fhir_json.decode(response.body, self._limits.depth)
         except MalformedFhir:
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not FHIR JSON") from None
-        if not self._is_what_was_asked(plan.permit.interaction, resource):
+        if not self._is_what_was_asked(plan.permit, resource):
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not what was asked for")
         headers = {name: value for name in HEADERS if _PLAIN.match(value := response.headers.get(name, ""))}
         careful, deep = extensions(response.body)
         return Answer(plan, 200, headers, resource, careful, deep, self._server.named_in(response.body))
 
-    def _is_what_was_asked(self, interaction: Interaction, resource: Any) -> bool:
+    def _is_what_was_asked(self, permit: Permit, resource: Any) -> bool:
         if not isinstance(resource, dict):
             return False
+        interaction = permit.interaction
+        if interaction.kind is Kind.OPERATION and interaction.operation not in {"$everything", "$match"}:
+            return resource.get("resourceType") in permit.output
         if interaction.kind in {Kind.READ, Kind.VREAD}:
             return bool(resource.get("resourceType") == interaction.type and resource.get("id") == interaction.id)
         entries = resource.get("entry", [])

@@ -6,11 +6,11 @@ Everything asked is decided by ``authorize`` like the caller's own, or read by `
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fhirshield.authorize import authorize, draft, endorse, joined, may_change, narrowed
+from fhirshield.authorize import authorize, draft, endorse, invoked, joined, may_change, narrowed, on_this, refers
 from fhirshield.fhir.criteria import Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.page import Target
@@ -20,7 +20,7 @@ from fhirshield.gather import Gatherer
 from fhirshield.model import Denial, Draft, Permit, Plan, Principal, Reason, Refused, Situation, Stored, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive.target import parameters_of
-from fhirshield.redact import History, Past, Redactor, Searchset
+from fhirshield.redact import Everything, History, Matches, Past, Redactor, Searchset, as_meta, newest, operated
 from fhirshield.redact.written import Written
 from fhirshield.rewrite import fresh, onward, rewrite
 
@@ -28,6 +28,8 @@ MOST_PAGES = 10
 """Pages of the upstream that one page of ours may cost."""
 MOST_JOINED = 200
 """Resources that a chain or ``_has`` may lead through."""
+LAST = 5000
+"""Observations among which ``$lastn`` looks."""
 Gathered = dict[str, int]
 """What was asked in order to decide: requests by type."""
 
@@ -50,11 +52,32 @@ class Inquiry:
             permit = await self._weigh(permit, gathered)
         if permit.joins:
             permit = await self._join(permit, gathered)
+        if permit.interaction.kind is Kind.OPERATION:
+            permit = await self._invoked(permit, gathered)
         return permit
+
+    async def _invoked(self, permit: Permit, gathered: Gathered) -> Permit:
+        """Leave to invoke an operation, once it is known that its caller may see what it is invoked on and what its body names."""
+        asked = permit.interaction
+        if asked.id:
+            read = replace(asked, kind=Kind.READ, operation="", parameters=(), content=None)
+            reading = granted(authorize(permit.principal, read, permit.situation, self._rules))
+            stored = await self._gather.stored(reading, gathered)
+            seen = stored.resource is not None and reading.judge(stored.resource, "r", stored.careful).shown
+            if not seen or not on_this(permit, stored.resource, self._rules):
+                raise Refused(not_found())
+        named = refers(asked, permit.situation.bases)
+        if isinstance(named, Denial):
+            raise Refused(named)
+        return granted(invoked(permit, named, await self._gather.named(permit, named, gathered), self._rules))
 
     async def answered(self, plan: Plan, gathered: Gathered) -> View:
         """What comes back, as this caller may see it. Raises Refused."""
         interaction = plan.permit.interaction
+        if interaction.operation in _ANSWERS:
+            return await _ANSWERS[interaction.operation](self, plan, gathered)
+        if interaction.kind is Kind.OPERATION:
+            return operated(self._redact, await self._forward(plan))
         if interaction.searches:
             return await self._searched(plan)
         if interaction.recalls:
@@ -63,6 +86,29 @@ class Inquiry:
             versions = await self._gather.versions(plan.permit, Literal(interaction.type, interaction.id), gathered)
             return Past(self._redact, plan.permit, versions).view(interaction.version)
         return self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
+
+    async def _everything(self, plan: Plan, gathered: Gathered) -> View:
+        """All that a patient's record holds, of which the page that is asked is shown."""
+        found = Everything(self._redact, plan)
+        for _ in range(MOST_PAGES):
+            onwards = found.add(await self._forward(plan))
+            if onwards is None:
+                return found.view()
+            plan = onward(plan, *onwards)
+        text = "more resources than can be judged at once; ask for some types by `_type`"
+        raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
+
+    async def _match(self, plan: Plan, gathered: Gathered) -> View:
+        found = Matches(self._redact, plan)
+        found.add(await self._forward(plan))
+        return found.view()
+
+    async def _lastn(self, plan: Plan, gathered: Gathered) -> View:
+        permit = plan.permit
+        return newest(await self._whole(plan, gathered, LAST), permit.interaction.most)
+
+    async def _meta(self, plan: Plan, gathered: Gathered) -> View:
+        return as_meta(self._redact(await self._forward(plan)))
 
     async def _recalled(self, plan: Plan, gathered: Gathered) -> View:
         """A page of a history; where anything may be withheld, every resource of it is judged by all of its versions."""
@@ -108,8 +154,12 @@ class Inquiry:
     async def _matches(self, permit: Permit, gathered: Gathered) -> Mapping[Literal, Any]:
         """All that this caller finds by a search, as it is shown; too much is refused."""
         permit = await self._join(permit, gathered) if permit.joins else permit
-        name = permit.interaction.type
-        plan = fresh(rewrite(permit.interaction, permit))
+        return (await self._whole(rewrite(permit.interaction, permit), gathered, MOST_JOINED)).shown
+
+    async def _whole(self, plan: Plan, gathered: Gathered, most: int) -> Searchset:
+        """All matches of a search, up to so many. Raises Refused."""
+        name = plan.permit.interaction.type
+        plan = fresh(plan)
         found = Searchset(self._redact, plan, whole=True)
         onwards: Target | None = (plan.segments, plan.query)
         for _ in range(MOST_PAGES):
@@ -118,10 +168,10 @@ class Inquiry:
             if onwards is None:
                 break
             plan = onward(plan, *onwards)
-        if onwards is not None or len(found.shown) > MOST_JOINED:
+        if onwards is not None or len(found.shown) > most:
             text = f"more {name} than can be joined for this caller; ask more narrowly"
             raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
-        return found.shown
+        return found
 
     async def _conditioned(self, permit: Permit, gathered: Gathered) -> Permit:
         """Resolve what a conditional write names, by a search that its caller may make.
@@ -213,6 +263,12 @@ class Inquiry:
         return str(found[0])
 
 
+_ANSWERS: dict[str, Callable[[Inquiry, Plan, Gathered], Awaitable[View]]] = {
+    "$everything": Inquiry._everything,
+    "$lastn": Inquiry._lastn,
+    "$match": Inquiry._match,
+    "$meta": Inquiry._meta,
+}
 Asked = tuple[Situation, Interaction]
 
 

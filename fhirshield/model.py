@@ -367,6 +367,10 @@ class Permit:
     """An update replaces the whole: nothing of the type is hidden from this caller, or nothing of it is shown or redacted."""
     writing: Writing | None = None
     """What is written, once it was judged."""
+    output: frozenset[str] = frozenset()
+    """The types that the answer of an operation may be."""
+    affects: frozenset[str] = frozenset()
+    """The types that an operation may change."""
 
 
 @dataclass(frozen=True, slots=True)

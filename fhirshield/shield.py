@@ -114,7 +114,7 @@ class Shield:
         permit = granted(authorize(principal, story.interaction, story.situation, self._rules))
         permit = await self._inquiry.before(permit, story.gathered)
         interaction = story.interaction = permit.interaction
-        if interaction.writes:
+        if permit.writing is not None:
             await self._intend(permit, story)
         plan = rewrite(interaction, permit)
         view = await self._inquiry.answered(plan, story.gathered)

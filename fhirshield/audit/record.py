@@ -94,6 +94,8 @@ def _exchange(situation: Situation, interaction: Interaction | None, principal: 
         entry |= {"interaction": interaction.kind.value, "type": interaction.type}
         if interaction.id:
             entry["id"] = interaction.id
+        if interaction.operation:
+            entry["operation"] = interaction.operation
         if interaction.parameters:
             entry["parameters"] = sorted({parameter.name for parameter in interaction.parameters})
     if principal is not None:

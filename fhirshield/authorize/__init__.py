@@ -5,7 +5,8 @@ scopes and rules of one kind of caller, by resource type.
 """
 
 from fhirshield.authorize.caller import authorize, narrowed
+from fhirshield.authorize.operation import refers
 from fhirshield.authorize.parameters import joined
-from fhirshield.authorize.writing import draft, endorse, may_change
+from fhirshield.authorize.writing import draft, endorse, invoked, may_change, on_this
 
-__all__ = ["authorize", "draft", "endorse", "joined", "may_change", "narrowed"]
+__all__ = ["authorize", "draft", "endorse", "invoked", "joined", "may_change", "narrowed", "on_this", "refers"]

@@ -10,12 +10,14 @@ import hashlib
 from dataclasses import replace
 
 from fhirshield.authorize import parameters as asked
+from fhirshield.authorize.operation import may_invoke, only
 from fhirshield.authorize.resource import judge_for
 from fhirshield.authorize.standing import ACTIVE_TYPES, RULE_LETTERS, Standing, TypeStanding, standing
 from fhirshield.fhir import criteria as fhir_criteria
 from fhirshield.fhir.criteria import PINNED, Criteria, Criterion
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.operations import known
 from fhirshield.fhir.search_parameters import search_parameter, subject_parameter
 from fhirshield.model import Denial, Permit, Principal, Reason, Situation
 from fhirshield.policy.compile import RuleSet
@@ -26,9 +28,11 @@ NOTES = ("consent not configured", "labels not configured")
 
 def authorize(principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:
     """Leave to forward this interaction for this caller, or the reason why not."""
-    if not interaction.letter:
+    if not interaction.letter and interaction.kind is not Kind.OPERATION:
         return _not_served(interaction)
     stand = standing_of(principal, situation, rules)
+    if interaction.kind is Kind.OPERATION:
+        return _operation(stand, principal, interaction, situation, rules)
     if interaction.recalls:
         return _past(stand, principal, interaction, situation, rules)
     found = stand.of(interaction.type)
@@ -64,6 +68,24 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         shape=shaped.shape(counted=interaction.page is None),
         thins=criteria is not None or not _all_found(found) or _is_ours(interaction),
     )
+
+
+def _operation(
+    stand: Standing, principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet
+) -> Permit | Denial:
+    """Leave to invoke an operation, whose answer is judged resource by resource."""
+    if interaction.type and stand.of(interaction.type) is None:
+        return Denial(404, Reason.UNKNOWN_TYPE, "not-supported", f"`{interaction.type}` is not a resource type of R4")
+    opened, denial = may_invoke(stand, interaction, lambda found, asked: _of_type(found, asked, situation))
+    binding = _binding(principal, situation, rules)
+    denial = denial or _others(interaction, binding)
+    if denial:
+        return denial
+    found = _known(stand, interaction.type or "Parameters")
+    permit = _permit(stand, found, principal, interaction, situation, rules, binding)
+    named = known(interaction.operation, interaction.type, interaction.id) is not None
+    judge = permit.judge if named else only(permit.judge, opened.output)
+    return replace(permit, judge=judge, thins=True, sent=interaction.parameters, output=opened.output, affects=opened.affects)
 
 
 def _past(stand: Standing, principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:
@@ -143,7 +165,9 @@ def narrowed(permit: Permit, criteria: list[Criterion | None]) -> Permit:
 
 def _reading_letter(interaction: Interaction) -> str:
     """What rules call the way in which an answer is seen: what a write gives back is seen as a read would show it."""
-    return "r" if interaction.writes else RULE_LETTERS[interaction.rule_name]
+    if interaction.operation == "$match":
+        return "s"
+    return "r" if interaction.writes or interaction.kind is Kind.OPERATION else RULE_LETTERS[interaction.rule_name]
 
 
 def _is_ours(interaction: Interaction) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from fhirshield.authorize.caller import standing_of
+from fhirshield.authorize.operation import may_invoke_on
 from fhirshield.authorize.resource import allows, denies, scope_grants, stands_beside, unknown_modifier
 from fhirshield.authorize.standing import RULE_LETTERS, RuleRow, Standing, TypeStanding
 from fhirshield.fhir.content import Misfit, named
@@ -252,6 +253,25 @@ def endorse(permit: Permit, drafted: Draft, seen: Mapping[Literal, Any], rules: 
         if resource is None or not _may_refer(writer, resource):
             return _not_visible(place)
     return replace(permit, writing=drafted.writing)
+
+
+def invoked(permit: Permit, refers: Mapping[Literal, str], seen: Mapping[Literal, Any], rules: RuleSet) -> Permit | Denial:
+    """Leave to invoke an operation, once everything that its body refers to was found to be visible to this caller."""
+    asked = permit.interaction
+    kind = asked.type or "Parameters"
+    writer = _Writer(replace(permit, interaction=replace(asked, kind=Kind.UPDATE, type=kind)), rules)
+    for literal, place in refers.items():
+        resource = seen.get(literal)
+        if resource is None or not _may_refer(writer, resource):
+            return _not_visible(place)
+    if not permit.affects:
+        return permit
+    return replace(permit, writing=Writing(asked.content, "", guarded=False, creates=False, patients=frozenset()))
+
+
+def on_this(permit: Permit, resource: Any, rules: RuleSet) -> bool:
+    """Whether a rule opens an operation on this very resource."""
+    return may_invoke_on(standing_of(permit.principal, permit.situation, rules), permit.interaction, resource)
 
 
 def _not_visible(place: str) -> Denial:

@@ -104,6 +104,8 @@ class Interaction:
     answer: Return = Return.REPRESENTATION
     name: str = ""
     """What other entries of a transaction call what is made here: a URN."""
+    most: int = 0
+    """Of each code, by ``$lastn``."""
     lenient: bool = False
     """Parameters that are not known are left out, not refused (``Prefer: handling=lenient``, FHIR R4 §3.1.1.3)."""
 
@@ -131,6 +133,8 @@ class Interaction:
     def place(self) -> tuple[str, ...]:
         """Where it is asked, below the base."""
         named = tuple(part for part in (self.type, self.id) if part)
+        if self.kind is Kind.OPERATION:
+            return (*named, self.operation)
         return (*named, "_history") if self.recalls else named
 
     @property

@@ -15,11 +15,12 @@ from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir import path as fhir_path
 from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.definitions import Element, resource_types, type_of
+from fhirshield.fhir.operations import NEVER, OPERATIONS
 from fhirshield.fhir.terminology import Terminology
 from fhirshield.model import Generalize, Mask, Obligation, Remove
 from fhirshield.policy.condition import Condition, ConditionError, compile_condition
 from fhirshield.policy.operations import check_fit, operation_of
-from fhirshield.policy.rule import INTERACTIONS, Grant, Reveal, Rule, Rules, Who
+from fhirshield.policy.rule import INTERACTIONS, Grant, Operation, Reveal, Rule, Rules, Who
 
 NOT_YET = {
     "relationships": "relationships",
@@ -171,7 +172,21 @@ def _grant(found: Document, key: Key, row: Any, faults: list[Fault], known: Term
         faults.append(found.fault((*key, "policy_inputs"), "nothing is written under this rule", "add an interaction that writes"))
     if row.get("delete_unseen") and not names & {"*", "delete"}:
         faults.append(found.fault((*key, "delete_unseen"), "nothing is deleted under this rule", "add `delete`"))
-    return Grant(frozenset(INTERACTIONS) if "*" in names else names, tuple(selectors), inputs, row.get("delete_unseen", False))
+    operations = tuple(_operation(found, (*key, "operations", i), one, faults) for i, one in enumerate(row.get("operations", ())))
+    names = frozenset(INTERACTIONS) if "*" in names else names
+    return Grant(names, tuple(selectors), inputs, row.get("delete_unseen", False), operations)
+
+
+def _operation(found: Document, key: Key, row: Any, faults: list[Fault]) -> Operation:
+    name = row["name"]
+    if name in NEVER or name in OPERATIONS:
+        why = "is served by itself, to whoever may read" if name in OPERATIONS else "cannot be opened: its answers cannot be judged"
+        faults.append(found.fault((*key, "name"), f"`{name}` {why}", "remove it"))
+    types = {part: frozenset(row.get(part, ())) for part in ("input", "output", "affects")}
+    for part, named in types.items():
+        for unknown in sorted(named - resource_types()):
+            faults.append(found.fault((*key, part), f"`{unknown}` is not a resource type of R4", "see its spelling"))
+    return Operation(name, **types)
 
 
 def _reveal(found: Document, key: Key, row: Any, faults: list[Fault], disclosures: list[str]) -> Reveal | None:

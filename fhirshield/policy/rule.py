@@ -27,6 +27,16 @@ class Who:
 
 
 @dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation that an ``allow`` opens, with the resource types that it takes, answers and changes."""
+
+    name: str
+    input: frozenset[str]
+    output: frozenset[str]
+    affects: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """The body of ``allow`` and of ``deny``: interactions × selectors."""
 
@@ -36,6 +46,7 @@ class Grant:
     """What of the elements that decisions read may be written under it."""
     delete_unseen: bool = False
     """Deletes may hit a version, or parts of one, that the caller did not see."""
+    operations: tuple[Operation, ...] = ()
 
     def of(self, resource_type: str) -> tuple[Criteria, ...]:
         """The selectors that speak of this type."""

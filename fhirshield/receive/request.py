@@ -13,6 +13,7 @@ from fhirshield.model import Denial, Habits, Reason, Refused, Situation
 from fhirshield.receive import headers as head
 from fhirshield.receive.batch import batch_of, name_of, request_of
 from fhirshield.receive.content import content_of
+from fhirshield.receive.operation import operation_of
 from fhirshield.receive.target import interaction_of, parameters_of, segments_of
 from fhirshield.ring import Ring
 from fhirshield.settings import Limits, Proxies, Upstream
@@ -123,6 +124,8 @@ class Receiver:
         if interaction.kind is Kind.BATCH:
             content = batch_of(request.body, headers, self._limits)
             return replace(interaction, kind=Kind(content["type"]), content=content)
+        if interaction.kind is Kind.OPERATION:
+            return operation_of(interaction, request.body, headers, (self._base, self._upstream.url), self._limits)
         if not interaction.writes:
             return interaction
         if "if-none-match" in headers:
@@ -171,7 +174,7 @@ class Receiver:
         tokens = [p.value for p in interaction.parameters if p.name == "_page"]
         if not tokens:
             return interaction
-        paged = interaction.recalls or interaction.kind is Kind.SEARCH_TYPE
+        paged = interaction.recalls or interaction.kind in {Kind.SEARCH_TYPE, Kind.OPERATION}
         if not paged or len(interaction.parameters) > 1 or interaction.by_post:
             raise head.malformed("`_page` stands alone, where the first page was asked")
         content = self._ring.open(PAGE_PURPOSE, tokens[0])

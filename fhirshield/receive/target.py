@@ -76,7 +76,7 @@ def interaction_of(method: str, segments: tuple[str, ...], parameters: list[Para
                 compartment=place.get("compartment", ""),
                 parameters=tuple(parameters),
                 head=head,
-                by_post=verb == "POST" and "search" in kind,
+                by_post=verb == "POST" and ("search" in kind or kind is Kind.OPERATION),
             )
     raise malformed("no FHIR interaction has this method and path")
 

@@ -7,6 +7,7 @@ make the new image of what a caller writes back.
 
 from fhirshield.redact.body import Redactor
 from fhirshield.redact.history import History, Past
+from fhirshield.redact.operation import Everything, Matches, as_meta, newest, operated
 from fhirshield.redact.searchset import Searchset
 
-__all__ = ["History", "Past", "Redactor", "Searchset"]
+__all__ = ["Everything", "History", "Matches", "Past", "Redactor", "Searchset", "as_meta", "newest", "operated"]

@@ -38,6 +38,8 @@ class Searchset:
         self._entries: list[dict[str, Any]] = []
         self._shown: dict[Literal, Any] = {}
         """Matches as they are shown, where includes start from them."""
+        self.entries: dict[Literal, dict[str, Any]] = {}
+        """Of a whole, the entries of its matches."""
         self._candidates: dict[Literal, tuple[Any, dict[str, Any], Tally]] = {}
         """What the upstream included, as it may be shown."""
         self._total = 0
@@ -55,8 +57,9 @@ class Searchset:
         if self._whole:
             work = self._work(answer, self.tally)
             for entry in entries:
-                if _mode(entry) == "match":
-                    self._made(entry, work)
+                made = self._made(entry, work) if _mode(entry) == "match" else None
+                if made is not None and isinstance(entry["resource"].get("id"), str):
+                    self.entries[Literal(permit.interaction.type, entry["resource"]["id"])] = made
             return self._linker.next_of(permit, answer.resource.get("link"))
         if permit.shape.total is not Total.NONE:
             return self._counted(answer, entries)

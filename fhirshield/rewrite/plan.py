@@ -30,6 +30,8 @@ def rewrite(interaction: Interaction, permit: Permit) -> Plan:
     if interaction.page is not None:
         page = interaction.page
         return Plan(permit, "POST" if page.form else "GET", page.segments, page.query, form=page.form)
+    if interaction.kind is Kind.OPERATION:
+        return _operation(interaction, permit)
     if interaction.recalls:
         asked = tuple((p.name, _more(p.value) if p.name == "_count" and permit.thins else p.value) for p in permit.sent)
         return Plan(permit, "GET", interaction.place, asked, form=False)
@@ -83,6 +85,29 @@ def _entry(plan: Plan) -> dict[str, Any]:
     name = plan.permit.interaction.name if plan.method == "POST" else ""
     entry: dict[str, Any] = {"fullUrl": name} if name else {}
     return entry | ({"resource": msgspec.Raw(plan.body)} if plan.body else {}) | {"request": request}
+
+
+def _operation(interaction: Interaction, permit: Permit) -> Plan:
+    """What an operation is given, written anew: simple parameters in the query, a resource in Parameters or by itself."""
+    name, given = interaction.operation, {p.name: p.value for p in permit.sent}
+    headers = (("X-Request-Id", permit.situation.decision),) if permit.affects else ()
+    if name == "$everything":
+        rest = tuple((key, value) for key, value in given.items() if key != "_count")
+        return Plan(permit, "GET", interaction.place, (*rest, ("_count", str(MOST_AT_ONCE))), form=False)
+    place = (interaction.type, name) if name == "$validate" else interaction.place
+    if name in {"$validate", "$match"}:
+        rows: list[dict[str, Any]] = [{"name": "resource", "resource": interaction.content}]
+        kinds = {"mode": "valueCode", "profile": "valueUri"}
+        rows += [{"name": key, kinds[key]: value} for key, value in given.items() if key in kinds]
+        if name == "$match":
+            rows += [{"name": "count", "valueInteger": MOST_AT_ONCE}]
+            rows += [{"name": key, "valueBoolean": value == "true"} for key, value in given.items() if key == "onlyCertainMatches"]
+        return Plan(permit, "POST", place, (), form=False, body=encode({"resourceType": "Parameters", "parameter": rows}))
+    query = tuple((p.name, p.value) for p in permit.sent)
+    if not interaction.by_post or (interaction.content is None and not permit.affects):
+        return Plan(permit, "GET", place, query, form=False)
+    content = interaction.content if interaction.content is not None else {"resourceType": "Parameters"}
+    return Plan(permit, "POST", place, query, form=False, body=encode(content), headers=headers)
 
 
 def _more(count: str) -> str:

@@ -12,6 +12,8 @@ import pytest
 from tests.e2e.conftest import put
 from tests.test_batch import OBSERVATION, entry
 from tests.test_history import RULES, patient, shown
+from tests.test_operations import RULES as OPERATIONS
+from tests.test_operations import asked, ids
 from tests.test_transactions import DELETING, PATIENT, statuses, transact
 from tests.world import world
 
@@ -78,3 +80,43 @@ async def test_histories_and_old_versions(tmp_path: Path, hapi: str) -> None:
             pages += [entry["fullUrl"] for entry in reply.json["entry"]]
             url = next(link["url"] for link in reply.json["link"] if link["relation"] == "next")
         assert len(pages) == 9
+
+
+async def test_operations(tmp_path: Path, hapi: str) -> None:
+    mark = secrets.token_hex(6)
+    observation = {
+        "resourceType": "Observation",
+        "status": "final",
+        "code": {"text": "x"},
+        "subject": {"reference": f"Patient/{mark}"},
+    }
+    async with world(tmp_path, OPERATIONS, upstream=hapi) as here:
+        put(hapi, {"resourceType": "Practitioner", "id": f"{mark}-gp"})
+        put(hapi, patient(mark, birthDate="1970-01-02", generalPractitioner=[{"reference": f"Practitioner/{mark}-gp"}]))
+        for number in range(120):
+            put(
+                hapi,
+                {
+                    **observation,
+                    "id": f"{mark}-{number}",
+                    "effectiveDateTime": f"2020-01-01T00:{number // 60:02}:{number % 60:02}Z",
+                },
+            )
+        put(hapi, {**observation, "id": f"{mark}-vip", "meta": {"security": [{"system": "urn:x", "code": "VIP"}]}})
+        path = f"/Patient/{mark}/$everything"
+        everything = ids(await asked(here, "staff", path))
+        assert (
+            len(everything) == 122 and everything[0] == mark and f"{mark}-vip" not in everything and everything[-1] == f"{mark}-gp"
+        )
+        assert len(ids(await asked(here, "all", path))) == 123
+        assert len(ids(await asked(here, "staff", path + "?_count=50"))) == 50
+        assert ids(await asked(here, "staff", f"/Observation/$lastn?patient={mark}")) == [f"{mark}-119"]
+        meta = (await asked(here, "nurse", f"/Patient/{mark}/$meta")).json["parameter"][0]["valueMeta"]
+        assert meta == (await asked(here, "nurse", f"/Patient/{mark}")).json["meta"]
+        fine = await asked(here, "all", "/Observation/$validate", observation)
+        wrong = await asked(here, "all", "/Observation/$validate", {**observation, "status": "nonsense"})
+        assert fine.status == wrong.status == 200
+        severities = [{issue["severity"] for issue in reply.json["issue"]} for reply in (fine, wrong)]
+        assert "error" not in severities[0] and "error" in severities[1]
+        found = await asked(here, "all", "/CodeSystem/$lookup?system=http://hl7.org/fhir/administrative-gender&code=male")
+        assert found.status == 200 and b"Male" in found.body

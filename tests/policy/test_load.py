@@ -57,6 +57,19 @@ def test_the_broken_pack_names_every_fault_with_line_and_remedy() -> None:
         ("allow: {interactions: [read], resources: [Patient], policy_inputs: [Patient.link]}", "nothing is written"),
         ("allow: {interactions: [update], resources: [Patient], policy_inputs: [Patient.name]}", "one of"),
         ("allow: {interactions: [update], resources: [Patient], delete_unseen: true}", "nothing is deleted"),
+        (
+            "allow: {interactions: [read], resources: [Patient], operations: [{name: $graphql, output: [Patient]}]}",
+            "cannot be opened",
+        ),
+        (
+            "allow: {interactions: [read], resources: [Patient], operations: [{name: $everything, output: [Bundle]}]}",
+            "is served by itself",
+        ),
+        (
+            "allow: {interactions: [read], resources: [Patient], operations: [{name: $x, output: [Patients]}]}",
+            "not a resource type",
+        ),
+        ("allow: {interactions: [read], resources: [Patient], operations: [{name: x, output: [Patient]}]}", "$"),
         ("deny: {interactions: [delete], resources: [Patient], delete_unseen: true}", "unknown key"),
         ("allow: {resources: [Patient]}", "missing `interactions`"),
         ("allow: {interactions: [read], resources: ['Patient?foo=1']}", "not a search parameter"),
@@ -242,6 +255,7 @@ def test_every_key_of_the_schema_is_known_to_this_test() -> None:
         "rules", "modifier_extensions", "id", "description", "who", "allow", "deny", "redact", "roles", "purposes", "when",
         "unless", "interactions", "resources", "path", "with", "show", "first", "last", "length", "to", "cap", "width",
         "value", "drop", "withhold_type", "terminology", "reveal", "meta", "policy_inputs", "delete_unseen",
+        "operations", "name", "input", "output", "affects",
     }  # fmt: skip
     assert _keys(schema_of("rules")) == keys
     assert not keys & set(NOT_YET)

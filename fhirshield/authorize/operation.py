@@ -1,0 +1,224 @@
+"""May this operation be invoked? Those served by name come to what they read or search; any other is opened by a rule alone.
+
+A rule that opens an operation says where it is invoked, what it may be given, what it may answer and which types it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fhirshield.authorize.resource import Judge, denies
+from fhirshield.authorize.standing import RuleRow, Standing, TypeStanding
+from fhirshield.fhir.content import Misfit, named
+from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.operations import NEVER, OPERATIONS, TERMINOLOGY, known
+from fhirshield.fhir.path import Name
+from fhirshield.fhir.reference import Literal
+from fhirshield.model import Denial, Reason, Verdict, misfit
+from fhirshield.policy.rule import Operation
+
+Asked = Callable[[TypeStanding, Interaction], Denial | None]
+"""What scopes and rules say of an interaction with a type."""
+
+
+def may_invoke(stand: Standing, interaction: Interaction, asked: Asked) -> tuple[Operation, Denial | None]:
+    """The operation as it is opened to this caller, or why it is not."""
+    name, kind = interaction.operation, interaction.type
+    served = known(name, kind, interaction.id)
+    if served is None:
+        return _by_rule(stand, interaction, asked)
+    found = _of(stand, kind)
+    opened = Operation(name, frozenset({kind}), served.output, frozenset())
+    if name == "$everything":
+        denial = asked(found, replace(interaction, kind=Kind.READ)) or _since(stand, interaction)
+    elif name == "$match":
+        denial = asked(found, replace(interaction, kind=Kind.SEARCH_TYPE)) or _certain(stand, interaction)
+        denial = denial or _matched(found, interaction.content)
+    elif name == "$validate":
+        opened = replace(opened, input=frozenset({kind}))
+        create, update = (asked(found, replace(interaction, kind=k, id="")) for k in (Kind.CREATE, Kind.UPDATE))
+        denial = (create if create and update else None) or _is_of(kind, interaction.content)
+    elif kind in TERMINOLOGY:
+        denial = asked(found, replace(interaction, kind=Kind.READ)) or _whole(found, name)
+    else:
+        denial = _not_served(name)
+    return opened, denial
+
+
+def _of(stand: Standing, name: str) -> TypeStanding:
+    found = stand.of(name)
+    assert found is not None
+    return found
+
+
+def _not_served(name: str) -> Denial:
+    return Denial(405, Reason.NOT_SERVED, "not-supported", f"`{name}` is not served here")
+
+
+def _since(stand: Standing, interaction: Interaction) -> Denial | None:
+    """Dates and times may not be asked about where any could be hidden."""
+    names = {p.name for p in interaction.parameters}
+    wanted = [t for p in interaction.parameters if p.name == "_type" for t in p.value.split(",")]
+    if set(wanted) - resource_types():
+        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_type` takes resource types of R4")
+    asked = sorted(names & {"start", "end", "_since"})
+    if asked and stand.applied.redact:
+        text = f"parameter `{asked[0]}` of `$everything` asks about elements that are hidden from this caller"
+        return Denial(403, Reason.REVEALING_PARAMETER, "forbidden", text)
+    count = next((p.value for p in interaction.parameters if p.name == "_count"), "1")
+    if not (count.isascii() and count.isdigit() and int(count[:9]) > 0):
+        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_count` takes a number from 1")
+    return None
+
+
+def _is_of(name: str, content: Any) -> Denial | None:
+    if content["resourceType"] == name:
+        return None
+    return Denial(400, Reason.MALFORMED_REQUEST, "invalid", f"the resource is no {name}")
+
+
+def _matched(found: TypeStanding, content: Any) -> Denial | None:
+    """A patient may not be matched by what is hidden of patients."""
+    hidden = {n for o in found.view.obligations if isinstance(o.path.segments[0], Name) for n in o.path.segments[0].names}
+    every = any(not isinstance(o.path.segments[0], Name) for o in found.view.obligations)
+    asked = sorted(name for name in content if name != "resourceType" and (every or name in hidden))
+    if asked:
+        text = f"`{asked[0]}` of a Patient to match asks about elements that are hidden from this caller"
+        return Denial(403, Reason.REVEALING_PARAMETER, "forbidden", text, expression=(f"Patient.{asked[0]}",))
+    return _is_of("Patient", content)
+
+
+def _certain(stand: Standing, interaction: Interaction) -> Denial | None:
+    """Which match is certain may turn on one that is hidden."""
+    if stand.naming.all_open and not stand.applied.redact:
+        return None
+    if any(p.name == "onlyCertainMatches" and p.value == "true" for p in interaction.parameters):
+        text = "parameter `onlyCertainMatches` of `$match` asks about patients who may be hidden from this caller"
+        return Denial(403, Reason.REVEALING_PARAMETER, "forbidden", text)
+    return None
+
+
+def _whole(found: TypeStanding, name: str) -> Denial | None:
+    """What answers by a code system or a value set tells of all of it."""
+    if found.whole and not found.view.marked:
+        return None
+    return Denial(
+        403, Reason.NOT_SERVED, "not-supported", f"`{name}` is not served to a caller who may not see all of {found.type}"
+    )
+
+
+# --- operations that rules open -------------------------------------------------------------------------------------------
+
+
+def _by_rule(stand: Standing, interaction: Interaction, asked: Asked) -> tuple[Operation, Denial | None]:
+    name = interaction.operation
+    none = Operation(name, frozenset(), frozenset(), frozenset())
+    if name in NEVER or name in OPERATIONS:
+        return none, _not_served(name)
+    rows = [row for row in _rows(stand, interaction) if row[1].name == name]
+    if not rows:
+        return none, _not_served(name)
+    opened = rows[0][1]
+    for _, other in rows[1:]:
+        opened = Operation(name, opened.input | other.input, opened.output | other.output, opened.affects | other.affects)
+    return opened, _scoped(stand, interaction, opened, asked) or _given(interaction, opened)
+
+
+def _rows(stand: Standing, interaction: Interaction) -> list[tuple[RuleRow, Operation]]:
+    """The rows that may open operations here; without a type, those of every type."""
+    rows = _of(stand, interaction.type or "Parameters").allows
+    if not interaction.type:
+        rows = tuple(row for row in rows if row.selector.type == "*")
+    if not interaction.id:
+        rows = tuple(row for row in rows if row.judge is None)
+    return [(row, operation) for row in rows if row.rule.allow for operation in row.rule.allow.operations]
+
+
+def _scoped(stand: Standing, interaction: Interaction, opened: Operation, asked: Asked) -> Denial | None:
+    """Scope ``r`` where it is invoked; scope and rule for an update of every type that it changes, of any resource of it."""
+    if interaction.type:
+        found = _of(stand, interaction.type)
+        denied = found.withheld_by or any(row.judge is None for row in found.denies)
+        if denied or not any("r" in row.letters for row in found.scopes):
+            return Denial(403, Reason.NO_SCOPE, "forbidden", f"no scope of the token grants `{opened.name}` on {found.type}")
+    if opened.affects and not interaction.by_post:
+        return Denial(405, Reason.NOT_SERVED, "not-supported", f"`{opened.name}` changes what is stored: it is invoked by POST")
+    for name in sorted(opened.affects):
+        found = _of(stand, name)
+        denial = asked(found, Interaction(Kind.UPDATE, type=name))
+        if denial:
+            return denial
+        if found.denies or not any("u" in row.letters and row.judge is None and not row.limited for row in found.scopes):
+            text = f"`{opened.name}` may change any {name}, and this caller may not"
+            return Denial(403, Reason.NO_SCOPE, "forbidden", text)
+    return None
+
+
+def _given(interaction: Interaction, opened: Operation) -> Denial | None:
+    """What comes with it is of the types that the rule names."""
+    content = interaction.content
+    if content is None:
+        return None
+    held = [p.get("resource") for p in _parts(content)] if content["resourceType"] == "Parameters" else []
+    for one in (content, *(r for r in held if r is not None)):
+        if type(one) is not dict or one.get("resourceType") not in opened.input:
+            text = f"no rule lets `{opened.name}` be given what is in the body"
+            return Denial(403, Reason.NO_RULE, "forbidden", text)
+    return None
+
+
+def _parts(parameters: Any) -> list[dict[str, Any]]:
+    """All parameters, those within parameters included."""
+    found: list[dict[str, Any]] = []
+    waiting = [parameters.get("parameter")]
+    while waiting:
+        rows = waiting.pop()
+        for row in rows if type(rows) is list else ():
+            if type(row) is dict:
+                found.append(row)
+                waiting.append(row.get("part"))
+    return found
+
+
+def may_invoke_on(stand: Standing, interaction: Interaction, resource: Any) -> bool:
+    """Whether a rule opens the operation on this very resource; what is served by name asks for a read alone."""
+    if known(interaction.operation, interaction.type, interaction.id) is not None:
+        return True
+    rows = _rows(stand, interaction)
+    denied = any(denies(row, "r", resource) for row in _of(stand, interaction.type).denies)
+    opened = [row for row, operation in rows if operation.name == interaction.operation]
+    return not denied and any(row.judge is None or row.judge(resource) is True for row in opened)
+
+
+def only(judge: Judge, types: frozenset[str]) -> Judge:
+    """A judge that withholds what the operation is not to answer; envelopes are judged by denies alone."""
+
+    def judged(resource: Any, letter: str, careful: bool) -> Verdict:
+        name = resource.get("resourceType") if type(resource) is dict else None
+        if name not in types and letter != "c":
+            return Verdict(False, Reason.NO_RULE)
+        return judge(resource, "c" if name in ENVELOPES else letter, careful)
+
+    return judged
+
+
+ENVELOPES = frozenset({"Parameters", "Bundle", "OperationOutcome"})
+
+
+def refers(interaction: Interaction, bases: tuple[str, ...]) -> dict[Literal, str] | Denial:
+    """What the body of an operation refers to, and where."""
+    found: dict[Literal, str] = {}
+    if interaction.content is None:
+        return found
+    try:
+        for plain, place, one in named(interaction.content, bases):
+            if isinstance(one, str):
+                text = f"`{plain}` refers to nothing that this caller can see"
+                return Denial(422, Reason.REFERENCE_NOT_VISIBLE, "not-found", text, expression=(place,))
+            found.setdefault(one, place)
+    except Misfit as error:
+        return misfit(str(error.args[0]))
+    return found
