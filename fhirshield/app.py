@@ -378,7 +378,7 @@ async def _admin(ground: Ground) -> AsyncIterator[None]:
         return
     host, _, port = settings.admin.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY on no other
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((host.strip("[]"), int(port)))
     options = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "off"}

@@ -14,6 +14,8 @@ from fhirshield import __version__
 from fhirshield.errors import MalformedFhir, Unavailable
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.including import parse as parse_include
+from fhirshield.fhir.operations import OPERATIONS
 from fhirshield.fhir.search_parameters import search_parameter
 from fhirshield.model import Denial, Reason, Refused, Situation, Tally, View
 from fhirshield.outbound.fhir_server import FhirServer
@@ -22,7 +24,9 @@ from fhirshield.outbound.issuer import get_json
 
 KEEP = 300.0
 """Seconds for which a document is kept."""
-SERVED = ("read", "vread", "search-type", "create", "update", "patch", "delete")
+SERVED = ("read", "vread", "history-instance", "history-type", "search-type", "create", "update", "patch", "delete")
+WHOLE = ("batch", "transaction", "history-system")
+"""Interactions with the server as a whole; a batch needs nothing of the upstream."""
 _OAUTH = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 _ENDPOINTS = {
     "authorization_endpoint": "authorize",
@@ -57,12 +61,12 @@ class Describer:
 
     async def capabilities(self, situation: Situation) -> View:
         """The CapabilityStatement (FHIR R4 §5.1). Raises Refused."""
-        statement = await self._fresh("metadata", self._metadata)
+        rest = await self._fresh("metadata", self._metadata)
         try:
             discovery = await self._fresh("discovery", self._discover)
         except Refused:
             discovery = {}
-        body = fhir_json.encode(_statement(statement, situation.base, discovery))
+        body = fhir_json.encode(_statement(rest, situation.base, discovery))
         return _view(body, "application/fhir+json; charset=utf-8")
 
     async def smart_configuration(self, situation: Situation) -> View:
@@ -84,14 +88,17 @@ class Describer:
             self._kept[name] = kept
         return kept[1]
 
-    async def _metadata(self) -> list[tuple[str, list[str], list[str]]]:
+    async def _metadata(self) -> dict[str, Any]:
         answer = await self._server.send("GET", ("metadata",), ())
         statement = fhir_json.decode(answer.body) if answer.status == 200 else None
         if not isinstance(statement, dict) or statement.get("resourceType") != "CapabilityStatement":
             raise Unavailable("no CapabilityStatement")
         rests = statement.get("rest")
         rest = rests[0] if isinstance(rests, list) and rests and isinstance(rests[0], dict) else {}
-        return [row for raw in _list(rest.get("resource")) if (row := _resource(raw)) is not None]
+        everywhere = _named(rest.get("operation"), "name")
+        rows = [row for raw in _list(rest.get("resource")) if (row := _resource(raw, everywhere)) is not None]
+        whole = [code for code in WHOLE if code == "batch" or code in _named(rest.get("interaction"), "code")]
+        return {"interaction": [{"code": code} for code in whole], "resource": rows}
 
     async def _discover(self) -> dict[str, Any]:
         document = await get_json(self._issuer.rstrip("/") + "/.well-known/openid-configuration", self._client)
@@ -104,16 +111,53 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _resource(raw: Any) -> tuple[str, list[str], list[str]] | None:
-    """(type, interactions, search parameters) that are served of what an upstream offers."""
+def _resource(raw: Any, everywhere: set[str]) -> dict[str, Any] | None:
+    """What is served of a type, of what an upstream offers."""
     name = raw.get("type") if isinstance(raw, dict) else None
     if not isinstance(name, str) or name not in resource_types():
         return None
     offered = _named(raw.get("interaction"), "code")
-    known = sorted(p for p in _named(raw.get("searchParam"), "name") if (found := search_parameter(name, p)) and found.ways)
     if "update" in offered:
         offered.add("patch")  # a patch goes upstream as the update that it comes to
-    return name, [code for code in SERVED if code in offered], known
+    row: dict[str, Any] = {"type": name, "interaction": [{"code": code} for code in SERVED if code in offered]}
+    if "vread" in offered:
+        row["versioning"] = "versioned-update" if raw.get("versioning") == "versioned-update" else "versioned"
+    if "search-type" in offered and "update" in offered:
+        row |= {"conditionalCreate": raw.get("conditionalCreate") is True, "conditionalUpdate": True}
+        row |= {"conditionalDelete": "single"} if "delete" in offered else {}
+    included = [text for text in _strings(raw.get("searchInclude")) if parse_include("_include", "", text)]
+    reverse = [text for text in _strings(raw.get("searchRevInclude")) if parse_include("_revinclude", "", text)]
+    row |= ({"searchInclude": included} if included else {}) | ({"searchRevInclude": reverse} if reverse else {})
+    asked = [(p, search_parameter(name, p)) for p in sorted(_named(raw.get("searchParam"), "name"))]
+    listed = [{"name": p, "type": known.type} for p, known in asked if known and known.ways]
+    operations = _operations(name, {*everywhere, *_named(raw.get("operation"), "name")}, offered)
+    return row | ({"searchParam": listed} if listed else {}) | ({"operation": operations} if operations else {})
+
+
+_HERE = {"$meta": "read", "$lastn": "search-type", "$docref": "search-type"}
+"""Operations that are worked out here, and what of the upstream they need."""
+_DEFINITIONS = {
+    "$docref": "http://hl7.org/fhir/us/core/OperationDefinition/docref",
+    "$meta": "http://hl7.org/fhir/OperationDefinition/Resource-meta",
+    "$validate": "http://hl7.org/fhir/OperationDefinition/Resource-validate",
+}
+
+
+def _operations(name: str, theirs: set[str], offered: set[str]) -> list[dict[str, str]]:
+    """The operations on a type: those that are worked out here, and those of the upstream's that are judged."""
+    theirs = {text.removeprefix("$") for text in theirs}
+    found = []
+    for operation in OPERATIONS.values():
+        plain = operation.name.removeprefix("$")
+        there = _HERE[operation.name] in offered if operation.name in _HERE else plain in theirs
+        if there and (not operation.types or name in operation.types):
+            definition = _DEFINITIONS.get(operation.name, f"http://hl7.org/fhir/OperationDefinition/{name}-{plain}")
+            found.append({"name": plain, "definition": definition})
+    return found
+
+
+def _strings(value: Any) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def _named(rows: Any, member: str) -> set[str]:
@@ -122,7 +166,7 @@ def _named(rows: Any, member: str) -> set[str]:
     return {value for value in found if isinstance(value, str)}
 
 
-def _statement(rows: list[tuple[str, list[str], list[str]]], base: str, discovery: dict[str, Any]) -> dict[str, Any]:
+def _statement(rest: dict[str, Any], base: str, discovery: dict[str, Any]) -> dict[str, Any]:
     security: dict[str, Any] = {
         "cors": True,
         "service": [
@@ -150,15 +194,9 @@ def _statement(rows: list[tuple[str, list[str], list[str]]], base: str, discover
         "implementation": {"description": "A FHIR server behind FHIRShield", "url": base},
         "fhirVersion": "4.0.1",
         "format": ["application/fhir+json", "json"],
-        "rest": [{"mode": "server", "security": security, "resource": [_row(*row) for row in rows]}],
+        "patchFormat": ["application/json-patch+json"],
+        "rest": [{"mode": "server", "security": security, **rest}],
     }
-
-
-def _row(name: str, interactions: list[str], parameters: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"type": name, "interaction": [{"code": code} for code in interactions]}
-    found = [(p, search_parameter(name, p)) for p in parameters]
-    listed = [{"name": p, "type": known.type} for p, known in found if known]
-    return row | ({"searchParam": listed} if listed else {})
 
 
 def _is_plain(value: Any) -> bool:

@@ -265,7 +265,7 @@ def _refusal(interaction: Interaction, response: Response, issues: tuple[str, tu
         retry = response.headers.get("retry-after", "")
         kept = (("Retry-After", retry),) if re.fullmatch(r"[0-9]{1,6}", retry) else ()
         text = "the server does not accept this request"
-        code, places = issues
+        code, places = issues if status != 409 else ("conflict", ())  # what is referred to, and by whom, is not said
         return Denial(status, Reason.UPSTREAM_REFUSED, code or _CALLERS_FAULT[status], text, kept, expression=places)
     return Denial(502, Reason.UPSTREAM_FAILED, "transient", "the server could not answer")
 

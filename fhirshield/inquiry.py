@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fhirshield.authorize import authorize, draft, endorse, invoked, joined, may_change, narrowed, on_this, refers
+from fhirshield.authorize import authorize, belonging, draft, endorse, invoked, joined, may_change, narrowed, on_this, refers
 from fhirshield.fhir.criteria import Criterion
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.page import Target
-from fhirshield.fhir.reference import Literal, conditional, renamed
+from fhirshield.fhir.reference import Literal, conditional, literal, renamed
 from fhirshield.forward import Forwarder, not_found
 from fhirshield.gather import Gatherer
 from fhirshield.model import Denial, Draft, Permit, Plan, Principal, Reason, Refused, Situation, Stored, View
@@ -54,7 +54,30 @@ class Inquiry:
             permit = await self._join(permit, gathered)
         if permit.interaction.kind is Kind.OPERATION:
             permit = await self._invoked(permit, gathered)
+        if permit.interaction.kind is Kind.READ and permit.thins:
+            permit = await self._belonging(permit, gathered)
         return permit
+
+    async def _belonging(self, permit: Permit, gathered: Gathered) -> Permit:
+        """Leave to see a Binary whose security context, or else every document that refers to it, this caller may see."""
+        binary = (await self._gather.stored(permit, gathered)).resource
+        if binary is None:
+            raise Refused(not_found())
+        context = binary.get("securityContext")
+        if context is None:
+            owners = await self._gather.referring(permit, gathered)
+        else:
+            named = literal(context.get("reference") if type(context) is dict else None, permit.situation.bases)
+            found = await self._gather.named(permit, [named] if named else [], gathered)
+            owners = list(found.values())
+        if not owners or not all(self._may_read(owner, permit) for owner in owners):
+            raise Refused(not_found())
+        return belonging(permit, context)
+
+    def _may_read(self, resource: Any, permit: Permit) -> bool:
+        read = Interaction(Kind.READ, type=resource["resourceType"], id=resource["id"])
+        reading = authorize(permit.principal, read, permit.situation, self._rules)
+        return isinstance(reading, Permit) and not reading.thins and reading.judge(resource, "r", True).shown
 
     async def _invoked(self, permit: Permit, gathered: Gathered) -> Permit:
         """Leave to invoke an operation, once it is known that its caller may see what it is invoked on and what its body names."""

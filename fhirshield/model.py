@@ -330,6 +330,14 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Opaque:
+    """Content that no redaction can look into and that may pass: by media type (``*`` for any), up to so many bytes."""
+
+    types: frozenset[str]
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class Permit:
     """Leave to forward one interaction, and how to judge what comes back. Made by ``authorize`` alone."""
 
@@ -340,7 +348,8 @@ class Permit:
     """(resource, letter, may hold modifier extensions) -> Verdict.
 
     The letter is ``s`` for a match, ``r`` for a read, ``i`` for an included resource, which may be shown because it stands
-    beside what refers to it, ``c`` for a contained one, which stands or falls with its container: only denies are asked.
+    beside what refers to it, ``b`` for a Binary that belongs to what may be seen, ``c`` for a contained one, which stands or
+    falls with its container: only denies are asked.
     """
     view: Callable[[str], TypeView]
     sees_everything: bool
@@ -371,6 +380,8 @@ class Permit:
     """The types that the answer of an operation may be."""
     affects: frozenset[str] = frozenset()
     """The types that an operation may change."""
+    opaque: Opaque | None = None
+    """What a Binary's own bytes may be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,18 @@ from typing import Any
 
 import msgspec
 
-from fhirshield.authorize import authorize, draft, endorse, may_change
+from fhirshield.authorize import authorize, belonging, draft, endorse, may_change
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir import scopes as smart
-from fhirshield.fhir.interaction import Interaction, Kind
-from fhirshield.fhir.reference import Literal
+from fhirshield.fhir.history import Version
+from fhirshield.fhir.interaction import RULE_NAMES, Interaction, Kind
+from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.reference_places import extensions
 from fhirshield.forward import not_found
 from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Stored, Tally
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
-from fhirshield.redact import Redactor, Searchset
+from fhirshield.redact import Past, Redactor, Searchset
 from fhirshield.redact.body import Withheld
 from fhirshield.redact.written import Written
 from fhirshield.rewrite import rewrite
@@ -76,10 +77,17 @@ class Stage:
             permit = authorize(principal, interaction, situation, self.rules)
             if isinstance(permit, Denial):
                 return _refused(permit, interaction, situation)
+            if interaction.kind not in RULE_NAMES or interaction.recalls:
+                text = f"`{interaction.operation or interaction.kind.value}` cannot be rehearsed on resources at hand"
+                raise Refused(Denial(405, Reason.NOT_SERVED, "not-supported", text))
             if interaction.writes:
                 permit = self._weighed(permit, stored)
+            if interaction.kind is Kind.READ and permit.thins:
+                permit = self._belonging(permit, stored)
             answer = _answer(permit, stored)
-            if interaction.searches:
+            if interaction.kind is Kind.VREAD and permit.thins:
+                view = Past(self._redact, permit, [_version(answer.resource, interaction)]).view(interaction.version)
+            elif interaction.searches:
                 page = Searchset(self._redact, answer.plan)
                 page.add(answer)
                 view = page.view()
@@ -92,6 +100,20 @@ class Stage:
             return Outcome(denial.status, refused.reason, denial.rule, None, refused.tally, interaction, situation)
         except Refused as refused:
             return _refused(refused.denial, interaction, situation)
+
+    def _belonging(self, permit: Permit, stored: list[Any]) -> Permit:
+        """What ``inquiry`` does for a Binary. Raises Refused."""
+        found = {Literal(r.get("resourceType", ""), r.get("id", "")): r for r in stored}
+        context = found.get(Literal("Binary", permit.interaction.id), {}).get("securityContext")
+        named = literal(context.get("reference"), permit.situation.bases) if isinstance(context, dict) else None
+        owner = found.get(named) if named else None
+        if owner is None or named is None:
+            raise Refused(not_found())
+        read = Interaction(Kind.READ, type=named.type, id=named.id)
+        reading = authorize(permit.principal, read, permit.situation, self.rules)
+        if not isinstance(reading, Permit) or not reading.judge(owner, "r", True).shown:
+            raise Refused(not_found())
+        return belonging(permit, context)
 
     def _weighed(self, permit: Permit, stored: list[Any]) -> Permit:
         """What ``shield`` does before a write, on resources at hand. Raises Refused."""
@@ -108,6 +130,13 @@ class Stage:
         if isinstance(decided, Denial):
             raise Refused(decided)
         return decided
+
+
+def _version(resource: Any, interaction: Interaction) -> Version:
+    """A resource at hand as the one version that there is, by the name under which it is asked for."""
+    meta = resource.get("meta")
+    number = meta.get("versionId") if isinstance(meta, dict) else None
+    return Version(Literal(interaction.type, interaction.id), number or interaction.version, resource, "PUT", "200", "")
 
 
 def _again(resource: Any) -> Any:

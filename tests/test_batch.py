@@ -33,7 +33,7 @@ async def test_each_entry_is_decided_and_recorded_as_the_request_that_it_is(tmp_
         here.store.put('{"resourceType":"Patient","id":"vip","meta":{"security":[{"code":"VIP"}]},"birthDate":"1970"}')
         token = here.token("user/*.cruds", roles=["nurse"])
         asked = ["Patient/pat-1", "Patient/vip", "Patient/nobody", "Patient?birthdate=1980", "Patient?_count=1", "Condition/x", "metadata",
-                 "Patient/pat-1/../pat-2", "Patient/pat-1/$everything"]  # fmt: skip
+                 "Patient/pat-1/../pat-2", "Patient/pat-1/$graphql"]  # fmt: skip
         reply = await batch(here, token, *(entry("GET", url) for url in asked), entry("POST", "Observation", OBSERVATION))
         assert reply.status == 200 and reply.json["type"] == "batch-response" and here.upstream not in reply.body.decode()
         rows = reply.json["entry"]

@@ -163,7 +163,7 @@ def merged(plain: Any, over: Any) -> Any:
 
 def listener() -> socket.socket:
     """A socket on a free port of the loopback."""
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.bind(("127.0.0.1", 0))
     return bound
 

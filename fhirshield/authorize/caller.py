@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 from fhirshield.authorize import parameters as asked
 from fhirshield.authorize.operation import may_invoke, only
@@ -17,9 +18,10 @@ from fhirshield.fhir import criteria as fhir_criteria
 from fhirshield.fhir.criteria import PINNED, Criteria, Criterion
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.json import same
 from fhirshield.fhir.operations import known
 from fhirshield.fhir.search_parameters import search_parameter, subject_parameter
-from fhirshield.model import Denial, Permit, Principal, Reason, Situation
+from fhirshield.model import Denial, Permit, Principal, Reason, Situation, Verdict
 from fhirshield.policy.compile import RuleSet
 
 NOTES = ("consent not configured", "labels not configured")
@@ -43,7 +45,9 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
         return denial
     if not interaction.searches:
         permit = _permit(stand, found, principal, interaction, situation, rules, "")
-        return replace(permit, thins=not _open(found, interaction)) if interaction.kind is Kind.VREAD else permit
+        if interaction.kind is Kind.VREAD:
+            return replace(permit, thins=not _open(found, interaction))
+        return _binary(stand, permit) if interaction.type == "Binary" and interaction.kind is Kind.READ else permit
     binding = _binding(principal, situation, rules)
     if denial := _others(interaction, binding):
         return denial
@@ -109,6 +113,27 @@ def _open(found: TypeStanding, interaction: Interaction) -> bool:
     rows = [row for row in found.allows if row.judge is None and verb in row.letters]
     scopes = [row for row in found.scopes if row.judge is None and not row.limited and interaction.letter in row.letters]
     return found.whole and not found.view.marked and bool(rows and scopes)
+
+
+def _binary(stand: Standing, permit: Permit) -> Permit | Denial:
+    """A Binary is judged by what it belongs to, unless nothing is hidden from this caller; its own bytes need a rule."""
+    opaque = stand.opaque("Binary")
+    if permit.interaction.raw and opaque is None:
+        text = "a Binary's own bytes are served only under a rule that allows opaque content"
+        return Denial(403, Reason.HIDDEN_PART, "forbidden", text)
+    return replace(permit, thins=not stand.naming.all_open, opaque=opaque)
+
+
+def belonging(permit: Permit, context: object) -> Permit:
+    """The permit for a Binary once what it belongs to was found to be visible: for the version that says so."""
+    judge = permit.judge
+
+    def judged(resource: Any, letter: str, careful: bool) -> Verdict:
+        if type(resource) is not dict or not same(resource.get("securityContext"), context):
+            return Verdict(False, Reason.NOT_FOUND)
+        return judge(resource, "b" if letter == "r" else letter, careful)
+
+    return replace(permit, judge=judged)
 
 
 def _others(interaction: Interaction, binding: str) -> Denial | None:

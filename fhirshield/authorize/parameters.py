@@ -37,6 +37,8 @@ MODIFIERS = {
 OF_META = {"_lastUpdated": "lastUpdated", "_source": "source"}
 """Asked of a type whose view closes that part of ``meta``, these would tell of hidden edits."""
 
+WITHIN = frozenset({"_text", "_content", "_filter", "_list", "_query"})
+"""Parameters that look into all of a resource, or of others: answered where nothing is hidden from the caller, else refused."""
 _FOOTPRINTS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
     ("token", "CodeableConcept"): (("coding", "system"), ("coding", "code")),
     ("token", "Coding"): (("system",), ("code",)),
@@ -80,6 +82,8 @@ def check(
     for parameter in parameters:
         if parameter.name == "_sort":
             denial = _sort_keys(parameter, standing)
+        elif parameter.name in WITHIN:
+            denial = None if open_to(standing.type) else _revealing(parameter.name, standing.type)
         elif parameter.name in _SHAPING:
             denial = _shaping(parameter, standing, of, asked)
         elif (step := _join(parameter, standing, of)) is not None:

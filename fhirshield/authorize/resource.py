@@ -13,6 +13,8 @@ from fhirshield.model import Reason, Verdict
 Judge = Callable[[Any, str, bool], Verdict]
 
 _UNKNOWN_TYPE = Verdict(False, Reason.UNKNOWN_TYPE)
+_LOOSE_BINARY = Verdict(False, Reason.NO_RULE)
+"""A Binary of which it is not known what it belongs to."""
 _UNKNOWN_MODIFIER = Verdict(False, Reason.UNKNOWN_MODIFIER)
 
 
@@ -30,14 +32,16 @@ def judge_for(standing: Standing, patient: str, modifier_extensions: frozenset[s
             return _UNKNOWN_MODIFIER
         if found.withheld_by:
             return Verdict(False, Reason.DENIED_BY_RULE, found.withheld_by)
+        if name == "Binary" and letter not in {"b", "c"} and not standing.naming.all_open:
+            return _LOOSE_BINARY
         verb = "r" if letter == "i" else rule_letter
         for row in found.denies:
             if denies(row, rule_letter, resource) or (also and denies(row, "r", resource)) or denies(row, verb, resource):
                 return Verdict(False, Reason.DENIED_BY_RULE, row.rule.id)
         if letter == "c":
             return Verdict(True, Reason.PERMITTED, "", obligations_on(found, resource))
-        beside = letter == "i" and stands_beside(resource, found, patient, bases)
-        letter = "r" if letter == "i" else letter
+        beside = letter == "b" or (letter == "i" and stands_beside(resource, found, patient, bases))
+        letter = "r" if letter in {"b", "i"} else letter
         if not any(scope_grants(row, letter, resource, found, patient, bases, beside=beside) for row in found.scopes):
             outside = any(letter in row.letters and row.limited for row in found.scopes)
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)

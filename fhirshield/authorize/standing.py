@@ -6,16 +6,19 @@ A standing depends on the rules that apply and on the scopes, not on who exactly
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from fhirshield.authorize.naming import NAMING, touches_identifier, touches_name
 from fhirshield.fhir import criteria
+from fhirshield.fhir.attachments import PARTS, attachments
 from fhirshield.fhir.criteria import Criteria, Judge
 from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.path import parse as parse_path
 from fhirshield.fhir.scopes import Scope, Scopes, parse
 from fhirshield.fhir.subjects import has_subject
-from fhirshield.model import Naming, Obligation, TypeView
+from fhirshield.model import Naming, Obligation, Opaque, Remove, TypeView
 from fhirshield.policy.compile import Applied
 from fhirshield.policy.rule import Rule
 
@@ -128,7 +131,34 @@ class Standing:
         return "r" if scoped and not denied and any("r" in row.letters for row in allows) else ""
 
     def _obligations(self, name: str) -> tuple[Obligation, ...]:
+        return (*self._ruled(name), *self._opaque(name))
+
+    def _ruled(self, name: str) -> tuple[Obligation, ...]:
         return tuple(o for rule in self.applied.redact for o in rule.redact if o.type == name)
+
+    # --- content that no redaction looks into ---------------------------------------------------------------------
+
+    def opaque(self, name: str) -> Opaque | None:
+        """What of such content rules let through on a type."""
+        rows = [rule.allow for rule in self.applied.allow if rule.allow and rule.allow.opaque and rule.allow.of(name)]
+        granted = [grant.opaque for grant in rows if grant.opaque]
+        return Opaque(frozenset().union(*(o.types for o in granted)), max(o.most for o in granted)) if granted else None
+
+    def _opaque(self, name: str) -> Iterator[Obligation]:
+        """Attachments go where they could tell what may be hidden, a Binary's data anywhere, unless a rule lets them pass."""
+        granted = self.opaque(name)
+        passed = granted.types if granted else frozenset()
+        if name == "Binary":
+            if not passed:
+                yield Obligation(OPAQUE, name, parse_path("$.data"), Remove())
+            return
+        ruled = bool(self._ruled(name))
+        if "*" in passed or not (ruled or (has_subject(name) and self.names_are_hidden)):
+            return
+        for place in attachments(name):
+            if ruled or not place.startswith("$.photo"):
+                for part in PARTS:
+                    yield Obligation(OPAQUE, name, parse_path(f"{_but(place, passed)}.{part}"), Remove())
 
     def _closed(self, name: str) -> frozenset[str]:
         revealed = (rule.reveal.of(name) for rule in self.applied.reveal if rule.reveal)
@@ -178,19 +208,19 @@ class Standing:
     def names_are_hidden(self) -> bool:
         """Whether a name may be hidden from this caller that narrative of any type could tell: by a rule, or the subject's."""
         naming = self.naming
-        if not (naming.subject_display and naming.subject_identifier) or self._obligations("Patient") or self.applied.deny:
+        if not (naming.subject_display and naming.subject_identifier) or self._ruled("Patient") or self.applied.deny:
             return True
         if any(rule.withheld for rule in self.applied.redact):
             return True
         types = {o.type for rule in self.applied.redact for o in rule.redact}
-        return any(touches_name(self._obligations(t), t) or touches_identifier(self._obligations(t)) for t in types & NAMING.keys())
+        return any(touches_name(self._ruled(t), t) or touches_identifier(self._ruled(t)) for t in types & NAMING.keys())
 
     def _name(self) -> Naming:
         visible = {t for t in resource_types() if self._never_withheld(t, subject=False)}
-        display = frozenset(t for t in visible if not touches_name(self._obligations(t), t))
-        identifier = frozenset(t for t in visible if not touches_identifier(self._obligations(t)))
+        display = frozenset(t for t in visible if not touches_name(self._ruled(t), t))
+        identifier = frozenset(t for t in visible if not touches_identifier(self._ruled(t)))
         of_subject = self._never_withheld("Patient", subject=True)
-        patient = self._obligations("Patient")
+        patient = self._ruled("Patient")
         return Naming(
             display,
             identifier,
@@ -212,6 +242,17 @@ class Standing:
         return scoped and any(row.judge is None and "r" in row.letters for row in allows)
 
 
+def _but(place: str, passed: frozenset[str]) -> str:
+    """The attachments at a place that are not of these media types; all of them where they cannot be told apart by a filter."""
+    head, many, tail = place.rpartition("[*]")
+    if not passed or not many:
+        return place
+    tests = " && ".join(f"@{tail}.contentType!='{kind}'" for kind in sorted(passed))
+    return f"{head}[?{tests}]{tail}"
+
+
+OPAQUE = "opaque"
+"""Stands for a rule where content goes because no rule lets it through."""
 RULE_LETTERS = {"read": "r", "vread": "v", "search": "s", "history": "h", "create": "c", "update": "u", "patch": "p", "delete": "d"}
 _WRITING = str.maketrans("", "", "cupd")
 

@@ -106,6 +106,8 @@ class Interaction:
     """What other entries of a transaction call what is made here: a URN."""
     most: int = 0
     """Of each code, by ``$lastn``."""
+    raw: tuple[str, ...] = ()
+    """The media types in which a Binary's own bytes are asked for (FHIR R4 §3.1.0.1.11); empty for FHIR JSON."""
     lenient: bool = False
     """Parameters that are not known are left out, not refused (``Prefer: handling=lenient``, FHIR R4 §3.1.1.3)."""
 

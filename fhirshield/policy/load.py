@@ -17,10 +17,11 @@ from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.definitions import Element, resource_types, type_of
 from fhirshield.fhir.operations import NEVER, OPERATIONS
 from fhirshield.fhir.terminology import Terminology
-from fhirshield.model import Generalize, Mask, Obligation, Remove
+from fhirshield.model import Generalize, Mask, Obligation, Opaque, Remove
 from fhirshield.policy.condition import Condition, ConditionError, compile_condition
 from fhirshield.policy.operations import check_fit, operation_of
 from fhirshield.policy.rule import INTERACTIONS, Grant, Operation, Reveal, Rule, Rules, Who
+from fhirshield.settings import size
 
 NOT_YET = {
     "relationships": "relationships",
@@ -128,6 +129,8 @@ def _rule(found: Document, index: int, row: Any, faults: list[Fault], known: Ter
     for place, redaction in enumerate(row.get("redact", ())):
         _redaction(found, (*key, "redact", place), rule_id, redaction, faults, obligations, withheld, disclosures, known)
     reveal = _reveal(found, (*key, "reveal"), row.get("reveal"), faults, disclosures)
+    if "opaque" in row.get("allow", {}):
+        disclosures.append(f"content that nothing looks into: {', '.join(row['allow']['opaque']['types'])}, and where it is kept")
     return Rule(
         id=rule_id,
         where=found.where(key),
@@ -174,7 +177,11 @@ def _grant(found: Document, key: Key, row: Any, faults: list[Fault], known: Term
         faults.append(found.fault((*key, "delete_unseen"), "nothing is deleted under this rule", "add `delete`"))
     operations = tuple(_operation(found, (*key, "operations", i), one, faults) for i, one in enumerate(row.get("operations", ())))
     names = frozenset(INTERACTIONS) if "*" in names else names
-    return Grant(names, tuple(selectors), inputs, row.get("delete_unseen", False), operations)
+    opaque = row.get("opaque")
+    if opaque and any(selector.items for selector in selectors):
+        faults.append(found.fault((*key, "opaque"), "`opaque` goes with types, not with criteria", "give it a rule of its own"))
+    passed = Opaque(frozenset(opaque["types"]), size(opaque.get("most", "16MiB"))) if opaque else None
+    return Grant(names, tuple(selectors), inputs, row.get("delete_unseen", False), operations, passed)
 
 
 def _operation(found: Document, key: Key, row: Any, faults: list[Fault]) -> Operation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fhirshield.fhir.criteria import Criteria
-from fhirshield.model import Obligation
+from fhirshield.model import Obligation, Opaque
 from fhirshield.policy.condition import Condition
 
 READING = ("read", "vread", "search", "history")
@@ -47,6 +47,8 @@ class Grant:
     delete_unseen: bool = False
     """Deletes may hit a version, or parts of one, that the caller did not see."""
     operations: tuple[Operation, ...] = ()
+    opaque: Opaque | None = None
+    """What of content that cannot be looked into may pass."""
 
     def of(self, resource_type: str) -> tuple[Criteria, ...]:
         """The selectors that speak of this type."""

@@ -109,6 +109,17 @@ def check_accept(headers: Headers, format_asked: str | None) -> None:
         raise Refused(Denial(406, Reason.NOT_ACCEPTABLE, "not-supported", text))
 
 
+_MEDIA = re.compile(r"[a-z0-9!#$&^_.+-]{1,63}/(?:\*|[a-z0-9!#$&^_.+-]{1,63})\Z")
+
+
+def raw_types(headers: Headers, format_asked: str | None) -> tuple[str, ...]:
+    """The media types in which a Binary's own bytes are wanted; empty where FHIR JSON will do (FHIR R4 Binary §2.44.2)."""
+    if format_asked is not None or "accept" not in headers or any(map(_is_json, headers["accept"].split(","))):
+        return ()
+    kinds = (item.split(";")[0].strip().lower() for item in headers["accept"].split(","))
+    return tuple(kind for kind in kinds if _MEDIA.match(kind) and not kind.startswith("application/fhir"))
+
+
 def _is_json(item: str) -> bool:
     parts = [part.strip().lower() for part in item.split(";")]
     refused = any(re.fullmatch(r"q=0(\.0*)?", part) for part in parts[1:])

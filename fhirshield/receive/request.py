@@ -109,7 +109,11 @@ class Receiver:
             parameters += self._form(request, headers)
         asked = next((p.value for p in parameters if p.name == "_format"), None)
         interaction = interaction_of(request.method, segments, _without_format(parameters), self._is_id)
-        head.check_accept(headers, asked)
+        wanted = head.raw_types(headers, asked) if interaction.kind is Kind.READ and interaction.type == "Binary" else ()
+        if wanted:
+            interaction = replace(interaction, raw=wanted)
+        else:
+            head.check_accept(headers, asked)
         if request.body and request.method in {"GET", "HEAD", "DELETE"}:
             raise head.malformed(f"{request.method} has a body")
         if interaction.kind in _PLAIN and interaction.parameters:

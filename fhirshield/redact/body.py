@@ -19,6 +19,7 @@ from fhirshield.redact.names import Names
 from fhirshield.redact.operations import Tools
 from fhirshield.redact.place import Change
 from fhirshield.redact.program import Program
+from fhirshield.redact.raw import raw
 from fhirshield.ring import Ring
 
 JSON = ("Content-Type", "application/fhir+json; charset=utf-8")
@@ -86,7 +87,8 @@ class Redactor:
                 headers.append((shown_as, answer.headers[name]))
         if version:
             headers.append(("ETag", f'W/"{version}"'))
-        return View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
+        view = View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
+        return raw(view, permit) if permit.interaction.raw else view
 
     def body(self, resource: Any, verdict: Verdict, work: Work, again: Again = None) -> tuple[bytes, str] | None:
         """The bytes of one resource as this caller may see it, with its view token; None where it is withheld.

@@ -63,6 +63,14 @@ class Linker:
         """``self``."""
         return {"relation": "self", "url": self._self(permit)}
 
+    def echoed(self, permit: Permit, upstream: Any) -> frozenset[str] | None:
+        """The names of the parameters that an upstream says it understood (FHIR R4 §3.1.1.1.1); None where it does not say."""
+        for link in upstream if isinstance(upstream, list) else ():
+            if isinstance(link, dict) and link.get("relation") == "self":
+                target = self.target(permit, link.get("url"))
+                return frozenset(name.partition(":")[0] for name, _ in target[1]) if target and target[0] else None
+        return None
+
     def next_of(self, permit: Permit, upstream: Any) -> Target | None:
         """Where the upstream's next page is."""
         for link in upstream if isinstance(upstream, list) else ():

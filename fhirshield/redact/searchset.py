@@ -8,14 +8,17 @@ What is included is shown where the includes lead to it from the matches that ar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from fhirshield.fhir.including import reached
+from fhirshield.fhir.interaction import Kind
 from fhirshield.fhir.json import encode
 from fhirshield.fhir.page import Target
 from fhirshield.fhir.reference import Literal, literal
+from fhirshield.fhir.search_parameters import RESULT_PARAMETERS
 from fhirshield.model import Answer, Denial, Permit, Plan, Reason, Refused, Tally, Total, View
 from fhirshield.redact.body import JSON, PLACE, Redactor, Work, add
 from fhirshield.redact.subset import subset
@@ -45,11 +48,13 @@ class Searchset:
         self._total = 0
         self._links: list[dict[str, str]] = []
         self._full = False
+        self._understood = False
         self.tally = Tally()
 
     def add(self, answer: Answer) -> Target | None:
         """Take an upstream page; where the next one is, if it has to be read before this page is whole."""
         entries = answer.resource.get("entry", [])
+        self._check_understood(answer)
         permit = self._permit
         for entry in entries if permit.shape.includes else ():
             if _mode(entry) == "include":
@@ -78,6 +83,22 @@ class Searchset:
             return None
         self._here, self._skip = (onward, False), 0
         return onward
+
+    def _check_understood(self, answer: Answer) -> None:
+        """A criterion that the upstream left out is refused, or, to a lenient caller, not in ``self``. Raises Refused."""
+        asked = self._permit.interaction
+        if asked.kind is not Kind.SEARCH_TYPE or self._understood:
+            return
+        self._understood = True
+        echoed = self._linker.echoed(self._permit, answer.resource.get("link"))
+        own = {p.name for p in self._permit.sent} - RESULT_PARAMETERS
+        ignored = sorted(own - echoed) if echoed is not None else []
+        if ignored and not asked.lenient:
+            text = f"the server does not know search parameter `{ignored[0]}` of {asked.type}"
+            raise Refused(Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", text))
+        if ignored:
+            kept = tuple(p for p in asked.parameters if p.name not in ignored)
+            self._permit = replace(self._permit, interaction=replace(asked, parameters=kept))
 
     def _take(self, answer: Answer, entries: list[dict[str, Any]], matches: list[int]) -> None:
         shown = self._work(answer, self.tally)

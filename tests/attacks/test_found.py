@@ -123,18 +123,6 @@ def test_urls_of_the_upstream_become_ours() -> None:
     assert "upstream.example" not in body and "https://shield.example/fhir/Patient/p1" in body
 
 
-# --- versions ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.promise
-def test_versions_are_not_served_where_any_may_be_withheld() -> None:
-    observation = {"resourceType": "Observation", "id": "o", "status": "final", "code": {"text": "x"}}
-    assert decide([], "GET /Observation/o/_history/1", observation).status == 200
-    assert decide([deny("Observation?_security=VIP")], "GET /Observation/o/_history/1", observation).status == 403
-    limited = {"scopes": "patient/*.rs", "patient": "p1"}
-    assert decide([], "GET /Observation/o/_history/1", observation, **limited).status == 403
-
-
 # --- what a resource does not say -----------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,8 @@ def test_the_broken_pack_names_every_fault_with_line_and_remedy() -> None:
             "not a resource type",
         ),
         ("allow: {interactions: [read], resources: [Patient], operations: [{name: x, output: [Patient]}]}", "$"),
+        ('allow: {interactions: [read], resources: ["Media?status=x"], opaque: {types: ["*"]}}', "not with criteria"),
+        ("allow: {interactions: [read], resources: [Media], opaque: {types: [pdf]}}", "pdf"),
         ("deny: {interactions: [delete], resources: [Patient], delete_unseen: true}", "unknown key"),
         ("allow: {resources: [Patient]}", "missing `interactions`"),
         ("allow: {interactions: [read], resources: ['Patient?foo=1']}", "not a search parameter"),
@@ -255,7 +257,7 @@ def test_every_key_of_the_schema_is_known_to_this_test() -> None:
         "rules", "modifier_extensions", "id", "description", "who", "allow", "deny", "redact", "roles", "purposes", "when",
         "unless", "interactions", "resources", "path", "with", "show", "first", "last", "length", "to", "cap", "width",
         "value", "drop", "withhold_type", "terminology", "reveal", "meta", "policy_inputs", "delete_unseen",
-        "operations", "name", "input", "output", "affects",
+        "operations", "name", "input", "output", "affects", "opaque", "types", "most",
     }  # fmt: skip
     assert _keys(schema_of("rules")) == keys
     assert not keys & set(NOT_YET)
