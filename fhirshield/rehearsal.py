@@ -21,10 +21,10 @@ from fhirshield.fhir.interaction import RULE_NAMES, Interaction, Kind
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.reference_places import extensions
 from fhirshield.forward import not_found
-from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Stored, Tally
+from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Stored, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
-from fhirshield.redact import Past, Redactor, Searchset
+from fhirshield.redact import History, Past, Redactor, Searchset
 from fhirshield.redact.body import Withheld
 from fhirshield.redact.written import Written
 from fhirshield.rewrite import rewrite
@@ -77,7 +77,7 @@ class Stage:
             permit = authorize(principal, interaction, situation, self.rules)
             if isinstance(permit, Denial):
                 return _refused(permit, interaction, situation)
-            if interaction.kind not in RULE_NAMES or interaction.recalls:
+            if interaction.kind not in RULE_NAMES or (interaction.recalls and not interaction.id):
                 text = f"`{interaction.operation or interaction.kind.value}` cannot be rehearsed on resources at hand"
                 raise Refused(Denial(405, Reason.NOT_SERVED, "not-supported", text))
             if interaction.writes:
@@ -87,6 +87,8 @@ class Stage:
             answer = _answer(permit, stored)
             if interaction.kind is Kind.VREAD and permit.thins:
                 view = Past(self._redact, permit, [_version(answer.resource, interaction)]).view(interaction.version)
+            elif interaction.recalls:
+                view = self._recalled(answer, permit)
             elif interaction.searches:
                 page = Searchset(self._redact, answer.plan)
                 page.add(answer)
@@ -100,6 +102,18 @@ class Stage:
             return Outcome(denial.status, refused.reason, denial.rule, None, refused.tally, interaction, situation)
         except Refused as refused:
             return _refused(refused.denial, interaction, situation)
+
+    def _recalled(self, answer: Answer, permit: Permit) -> View:
+        """The history of a resource that has one version. Raises Refused."""
+        version = _version(answer.resource, permit.interaction)
+        page = History(self._redact, answer.plan)
+        page.know(version.name, [replace(version, resource=_again(version.resource))])
+        if permit.thins and page.empty:
+            raise Refused(not_found())
+        response = {"status": version.status, "etag": f'W/"{version.version}"'}
+        entry = {"resource": version.resource, "request": {"method": "PUT", "url": str(version.name)}, "response": response}
+        page.add(replace(answer, resource={"resourceType": "Bundle", "type": "history", "entry": [entry]}))
+        return page.view()
 
     def _belonging(self, permit: Permit, stored: list[Any]) -> Permit:
         """What ``inquiry`` does for a Binary. Raises Refused."""
