@@ -45,8 +45,9 @@ attacks: $(READY) ## what is tried against the shield, and a table of how it end
 golden: $(READY) ## write the before/after Bundles of every pack and role anew; read the diff
 	FHIRSHIELD_GOLDEN=write $(BIN)/python -m pytest -q tests/golden
 
-mutants: $(READY) ## delete each part of each rule pack in turn; the packs' tests must notice
+mutants: $(READY) ## delete each part of each rule pack, and each guard of the shield, in turn; the tests must notice
 	$(BIN)/fhirshield test rules --mutate
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 run: $(READY) ## serve with SETTINGS=fhirshield.yaml
 	$(BIN)/fhirshield serve $(or $(SETTINGS),fhirshield.yaml)

@@ -52,6 +52,8 @@ class Store:
 
     def __init__(self, base: str, page: int = 20) -> None:
         self.base = base
+        self.now = LAST_UPDATED
+        """``lastUpdated`` of what is kept from now on."""
         self._page = page
         self._texts: dict[str, dict[str, str]] = {}
         self._parsed: dict[str, dict[str, Resource]] = {}
@@ -63,7 +65,7 @@ class Store:
         """Keep one resource, as text; ``meta`` gets a version and a time."""
         parsed: Resource = json.loads(text)
         kind, identity = parsed["resourceType"], parsed["id"]
-        meta = {"versionId": version, "lastUpdated": LAST_UPDATED, **parsed.get("meta", {})}
+        meta = {"versionId": version, "lastUpdated": self.now, **parsed.get("meta", {})}
         if "meta" not in parsed:
             head = f'"id":{json.dumps(identity)}'
             compact = text.replace(f'"id": {json.dumps(identity)}', head, 1)
@@ -185,7 +187,7 @@ class Store:
                 del self._texts[kind][identity], self._parsed[kind][identity]
             return 204, "", []
         number = str(len(versions) + 1)
-        meta = {**parsed.get("meta", {}), "versionId": number, "lastUpdated": LAST_UPDATED}
+        meta = {**parsed.get("meta", {}), "versionId": number, "lastUpdated": self.now}
         text = _with(body, {"id": identity, "meta": meta})
         self.put(text, number)
         versions[int(number) - 1 :] = [self._texts[kind][identity]]

@@ -17,7 +17,7 @@ from fhirshield.receive.headers import malformed
 
 MOST_PARAMETERS = 100
 _PATH = re.compile(rb"(/[A-Za-z0-9\-._$*]+)*\Z")
-_NAME = re.compile(r"(_?[A-Za-z][A-Za-z0-9\-.]{0,99})(?::([A-Za-z][A-Za-z0-9\-.:]{0,99}))?\Z")
+_NAME = re.compile(r"(_?[A-Za-z][A-Za-z0-9\-.]{0,99})(?::([A-Za-z][A-Za-z0-9\-.:_]{0,99}))?\Z")
 _OPERATION = re.compile(r"\$[a-z][A-Za-z0-9\-]*\Z")
 
 Ids = Callable[[str], bool]
@@ -25,7 +25,7 @@ Ids = Callable[[str], bool]
 
 def segments_of(path: bytes) -> tuple[str, ...]:
     """The path below the upstream's own, as segments. Raises Refused."""
-    plain = path.replace(b"%24", b"$")
+    plain = b"" if path == b"/" else path.replace(b"%24", b"$")
     if not _PATH.match(plain):
         raise malformed("the path is not a FHIR path")
     segments = tuple(plain.decode("ascii").split("/")[1:])

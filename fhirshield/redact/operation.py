@@ -8,51 +8,44 @@ from typing import Any
 
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.definitions import codes_of
-from fhirshield.fhir.including import Include
+from fhirshield.fhir.including import Include, names_by
 from fhirshield.fhir.json import encode
 from fhirshield.fhir.page import Target
 from fhirshield.fhir.reference import Literal
-from fhirshield.fhir.subjects import has_subject
 from fhirshield.model import Answer, Denial, Plan, Reason, Refused, Shape, Tally, View
 from fhirshield.redact.body import JSON, Redactor, Work
-from fhirshield.redact.searchset import Searchset
+from fhirshield.redact.searchset import Searchset, join
 
 _BESIDE = (Include(False, True, "*", "*", ""), Include(True, False, "Provenance", "target", ""))
 """What stands beside a patient's resources: what they refer to, and where they came from."""
 
 
 class Everything(Searchset):
-    """The answer to ``$everything``: all that is about the patient, then what that refers to; in an order of our own."""
+    """The answer to ``$everything``: all that refers to the one asked about, then what that refers to; in an order of our own.
+
+    What the server found by way of something hidden alone is not there.
+    """
 
     def __init__(self, redactor: Redactor, plan: Plan) -> None:
         shaped = replace(plan, permit=replace(plan.permit, shape=Shape(includes=_BESIDE)))
         super().__init__(redactor, shaped)
-        self._found: dict[Literal, dict[str, Any]] = {}
+        self._centre = Literal(plan.permit.interaction.type, plan.permit.interaction.id)
 
     def add(self, answer: Answer) -> Target | None:
         """Take an upstream page; where the next one is."""
-        work = self._work(answer, self.tally)
         for entry in answer.resource.get("entry", ()):
-            resource = entry.get("resource")
-            kind = resource.get("resourceType") if type(resource) is dict else None
-            if type(kind) is not str or type(resource.get("id")) is not str:
-                continue
-            name = Literal(kind, resource["id"])
-            if not has_subject(kind):
-                self._consider(entry, answer)
-            elif name not in self._found:
-                body = self._redactor.body(resource, self._permit.judge(resource, "r", work.careful), work)
-                if body is not None:
-                    self._found[name] = self._entry(resource, body, "match", work)
-                    self._shown[name] = resource
+            self._consider(entry, answer)
         return self._linker.next_of(self._permit, answer.resource.get("link"))
 
     def view(self) -> View:
         """The page that is asked: all of it where no ``_count`` is."""
-        asked = self._permit.interaction
-        centre = Literal(asked.type, asked.id)
-        names = sorted(self._found, key=lambda name: (name != centre, name.type, name.id))
-        entries = [*(self._found[name] for name in names), *self._included()]
+        bases = self._permit.situation.bases
+        for name, (resource, _, tally) in self._candidates.items():
+            if name == self._centre or self._centre in names_by(_BESIDE[0], resource, bases):
+                self._shown[name] = resource
+                join(self.tally, tally)
+        names = sorted(self._shown, key=lambda name: (name != self._centre, name.type, name.id))
+        entries = [*(self._candidates[name][1] for name in names), *self._included()]
         first = self._skip
         size = self._size or len(entries)
         if first + size < len(entries):

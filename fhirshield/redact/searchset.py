@@ -235,6 +235,7 @@ class Searchset:
         if not permit.sees_everything:
             seen = {*self._shown, *keys}
             keys = [key for key in keys if key.type != "Provenance" or _targets(resources[key], permit) <= seen]
+            keys.sort(key=str)  # the server's order may tell by way of what it found them
         for key in keys:
             join(self.tally, self._candidates[key][2])
         return [self._candidates[key][1] for key in keys]

@@ -16,8 +16,8 @@ from typing import Any
 from tests.simulators.server import Simulator
 
 Resource = dict[str, Any]
-Event = tuple[str, Any]
-"""``save`` and a resource, or ``remove`` and its name."""
+Event = tuple[str, Any, int]
+"""``save`` and a resource, or ``remove`` and its name; the minute at which it happens, -1 for what the second script alone has."""
 VIP = {"security": [{"system": "urn:labels", "code": "VIP"}]}
 ALL = {"interactions": ["*"], "resources": ["*"]}
 READS = {"interactions": ["read", "vread", "search", "history"]}
@@ -28,12 +28,14 @@ RULES: Any = {
         {"id": "nurse", "who": {"roles": ["nurse"]}, "allow": {"interactions": ["*"], "delete_unseen": True,
             "resources": ["Patient", "Observation", "Practitioner", "Encounter", "DocumentReference", "Provenance", "Binary"]}},
         {"id": "clerk", "who": {"roles": ["clerk"]}, "allow": {**READS, "resources": ["Patient?active=true"]}},
-        {"id": "no-vip", "who": {"roles": ["staff", "nurse", "app"]}, "deny": {"interactions": ["*"], "resources": ["*?_security=VIP"]}},
+        {"id": "no-vip", "who": {"roles": ["staff", "nurse", "app", "feed"]}, "deny": {"interactions": ["*"], "resources": ["*?_security=VIP"]}},
         {"id": "hide", "who": {"roles": ["nurse"]}, "redact": [
             {"resources": ["Patient"], "path": "$.identifier[?@.system=='urn:ssn']", "with": "remove"},
             {"resources": ["Patient"], "path": "$.telecom[*].value", "with": "mask", "show": {"last": 2}},
             {"resources": ["Patient"], "path": "$.birthDate", "with": "generalize", "to": "year"},
+            {"resources": ["Encounter"], "path": "$.period", "with": "remove"},
             {"resources": ["Observation"], "path": "$.note", "with": "remove"}]},
+        {"id": "feed", "who": {"roles": ["feed"]}, "allow": {"interactions": ["create", "update", "delete"], "resources": ["Observation"]}},
     ]
 }  # fmt: skip
 WORDS = ("Ash", "Birch", "Cedar", "Oak")
@@ -46,7 +48,10 @@ class Caller:
     role: str
     scope: str
     hidden: Callable[[random.Random, str], Resource]
-    edited: Callable[[random.Random, Resource], Resource] | None = None
+    edited: Callable[[random.Random, Resource], Resource]
+    """Another value wherever the caller sees none."""
+    redacts: frozenset[str] = frozenset()
+    """Types whose versions are hidden too, so that there may be more of them."""
     patient: str = ""
 
 
@@ -78,9 +83,24 @@ def not_vital(rng: random.Random, identity: str) -> Resource:
     return {**resource(rng, "Observation", identity), "category": [{"coding": [{"system": "urn:cat", "code": "laboratory"}]}]}
 
 
-def redacted(rng: random.Random, found: Resource) -> Resource:
-    """Another value where the nurse sees none, or the same."""
+def unedited(rng: random.Random, found: Resource) -> Resource:
+    return found
+
+
+def unnamed(rng: random.Random, found: Resource) -> Resource:
+    """Where any Practitioner may be hidden, so are their names, and narrative that could tell them."""
     made = copy.deepcopy(found)
+    if made["resourceType"] == "Observation":
+        made["performer"][0].pop("display", None)
+        if rng.random() < 0.7:
+            made["performer"][0]["display"] = rng.choice(WORDS)
+        made["text"] = {"status": "generated", "div": f"<div xmlns='http://www.w3.org/1999/xhtml'>{rng.choice(WORDS)}</div>"}
+    return made
+
+
+def redacted(rng: random.Random, found: Resource) -> Resource:
+    """What is hidden from the nurse besides."""
+    made = unnamed(rng, found)
     if made["resourceType"] == "Patient":
         made["identifier"] = [i for i in made["identifier"] if i["system"] != "urn:ssn"]
         if rng.random() < 0.8:
@@ -90,6 +110,8 @@ def redacted(rng: random.Random, found: Resource) -> Resource:
         made["telecom"] = [{"system": "phone", "value": f"555-{rng.randrange(1000):03}-77"}]
         made["birthDate"] = f"{made['birthDate'][:4]}-{rng.randrange(1, 13):02}-{rng.randrange(1, 28):02}"
         made["text"] = {"status": "generated", "div": f"<div xmlns='http://www.w3.org/1999/xhtml'>{rng.choice(WORDS)}</div>"}
+    elif made["resourceType"] == "Encounter":
+        made["period"] = {"start": f"2020-01-{rng.randrange(1, 28):02}"}
     elif made["resourceType"] == "Observation":
         made.pop("note", None)
         if rng.random() < 0.7:
@@ -98,11 +120,12 @@ def redacted(rng: random.Random, found: Resource) -> Resource:
 
 
 CALLERS = (
-    Caller("staff", "user/*.cruds", vip),
-    Caller("nurse", "user/*.cruds", outside_ward, redacted),
-    Caller("app", "patient/*.cruds", others, patient="p1"),
-    Caller("clerk", "user/*.rs", inactive),
-    Caller("vitals", "user/Observation.rs?category=urn:cat|vital-signs user/Patient.rs", not_vital),
+    Caller("staff", "user/*.cruds", vip, unnamed),
+    Caller("nurse", "user/*.cruds", outside_ward, redacted, frozenset({"Patient", "Observation", "Encounter"})),
+    Caller("app", "patient/*.cruds", others, unnamed, patient="p1"),
+    Caller("feed", "user/Observation.cud", vip, unedited),
+    Caller("clerk", "user/*.rs", inactive, unedited),
+    Caller("vitals", "user/Observation.rs?category=urn:cat|vital-signs user/Patient.rs", not_vital, unedited),
 )
 GHOSTS = ("g1", "g2", "g3")
 """Ids that only what is hidden has; visible resources may refer to them."""
@@ -115,7 +138,7 @@ def resource(rng: random.Random, kind: str, identity: str) -> Resource:
     doctor = {"reference": f"Practitioner/{rng.choice(('d1', *GHOSTS))}"}
     if kind == "Patient":
         made |= {"active": True, "name": [{"family": rng.choice(WORDS)}], "gender": rng.choice(("male", "female")),
-                 "birthDate": f"{rng.randrange(1970, 1973)}-05-05", "telecom": [{"system": "phone", "value": "555-100-77"}],
+                 "birthDate": f"{rng.randrange(1970, 1972)}-05-05", "telecom": [{"system": "phone", "value": "555-100-77"}],
                  "identifier": [{"system": "urn:mrn", "value": identity}], "generalPractitioner": [doctor]}  # fmt: skip
     elif kind == "Observation":
         made |= {"status": rng.choice(("final", "amended")), "subject": who, "performer": [doctor],
@@ -125,7 +148,7 @@ def resource(rng: random.Random, kind: str, identity: str) -> Resource:
     elif kind == "Practitioner":
         made |= {"name": [{"family": rng.choice(WORDS)}]}
     elif kind == "Encounter":
-        made |= {"status": "finished", "class": {"code": "AMB"}, "subject": who}
+        made |= {"status": "finished", "class": {"code": "AMB"}, "subject": who, "period": {"start": "2020-01-15"}}
     elif kind == "Condition":
         made |= {"subject": who, "code": {"text": rng.choice(WORDS)}}
     return made
@@ -136,33 +159,46 @@ def scripts(rng: random.Random, caller: Caller) -> tuple[list[Event], list[Event
     seen = [
         resource(rng, kind, name) for kind, names in PEOPLE.items() for name in names if rng.random() < 0.85 or name in {"p1", "p2"}
     ]
-    first: list[Event] = [("save", one) for one in seen]
+    done: list[tuple[str, Any]] = [("save", one) for one in seen]
     for one in rng.sample(seen, min(3, len(seen))):
         again = resource(rng, one["resourceType"], one["id"])
         if "subject" in one:
             again["subject"] = one["subject"]
-        first.append(("save", again))
+        done.append(("save", again))
     if rng.random() < 0.3:
-        first.append(("remove", f"Observation/{rng.choice(PEOPLE['Observation'])}"))
-    second = [(what, caller.edited(rng, one) if caller.edited and what == "save" else one) for what, one in first]
+        done.append(("remove", f"Observation/{rng.choice(PEOPLE['Observation'])}"))
+    first: list[Event] = [(what, one, 30 * (place + 1)) for place, (what, one) in enumerate(done)]
+    second: list[Event] = []
+    for what, one, minute in first:
+        kind = one["resourceType"] if what == "save" else one.split("/")[0]
+        later = rng.randrange(20) if kind in caller.redacts else 0  # times are hidden where anything else is
+        second.append((what, caller.edited(rng, one) if what == "save" else one, minute + later))
     for ghost in GHOSTS:
         for _ in range(rng.choice((0, 1, 1, 2))):
-            second.insert(rng.randrange(len(second) + 1), ("save", caller.hidden(rng, ghost)))
+            second.insert(rng.randrange(len(second) + 1), ("save", caller.hidden(rng, ghost), -1))
+        if rng.random() < 0.5:
+            _hidden_late(rng, second, ghost)
         if rng.random() < 0.2:
-            second.append(("remove", f"{rng.choice(('Patient', 'Observation', 'Practitioner'))}/{ghost}"))
-    if caller.edited:
-        for _ in range(rng.randrange(3)):
-            place = rng.randrange(len(second))
-            what, one = second[place]
-            later = {two["id"] for kind, two in second[place + 1 :] if kind == "save"}
-            if (
-                what == "save"
-                and one["id"] not in GHOSTS
-                and one["resourceType"] in {"Patient", "Observation"}
-                and one["id"] not in later
-            ):
-                second.insert(place + 1, ("save", caller.edited(rng, one)))
+            second.append(("remove", f"{rng.choice(('Patient', 'Observation', 'Practitioner'))}/{ghost}", -1))
+    for _ in range(rng.randrange(5) if caller.redacts else 0):
+        place = rng.randrange(len(second))
+        what, one, own = second[place]
+        if what == "save" and own >= 0 and one["resourceType"] in caller.redacts:
+            after = {other["id"] if doing == "save" else other.split("/")[1] for doing, other, _ in second[place + 1 :]}
+            if one["id"] not in after:
+                second.insert(rng.randrange(place + 1, len(second) + 1), ("save", caller.edited(rng, one), -1))
     return first, second
+
+
+def _hidden_late(rng: random.Random, script: list[Event], ghost: str) -> None:
+    """What is hidden by its label, or by its patient, since its last version alone: that hides what it was, too."""
+    for place, (what, one, _) in enumerate(script):
+        if what == "save" and one["id"] == ghost:
+            plain = {name: value for name, value in one.items() if name != "meta"}
+            if "subject" in plain:
+                plain["subject"] = {"reference": "Patient/p1"}
+            script.insert(rng.randrange(place + 1), ("save", plain, -1))
+            return
 
 
 PEOPLE = {
@@ -177,11 +213,15 @@ def play(server: Simulator, script: list[Event]) -> None:
     """Do it."""
     server.clear()
     server._made = 0
-    for what, one in script:
+    minutes = 0
+    for what, one, at in script:
+        minutes = at if at >= 0 else minutes + 1
+        server.now = f"2026-01-01T{minutes // 60:02}:{minutes % 60:02}:00.000+00:00"
         if what == "save":
             server.save(one)
         else:
             server.remove(one)
+    server.now = "2026-01-02T00:00:00.000+00:00"
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------------
@@ -201,10 +241,11 @@ CRITERIA: dict[str, tuple[str, ...]] = {
     "Binary": (),
     "Provenance": ("target=Patient/p1",),
 }  # fmt: skip
-COMMON = ("_id=p1,g1,o1,g2", "_security=VIP", "_security:not=VIP", "_security=urn:labels|VIP", "_lastUpdated=ge2020", "_text=Ash", "_content=Ash",
+COMMON = ("_id=p1,g1,o1,g2", "_security=VIP", "_security:not=VIP", "_security=urn:labels|VIP", "_lastUpdated=ge2026-01-01T03:00", "_text=Ash", "_content=Ash",
           "_filter=name%20eq%20Ash", "_id=g1")  # fmt: skip
-SHAPES = ("_count=1", "_count=2", "_count=3", "_total=accurate", "_summary=count", "_summary=true", "_summary=data", "_elements=status,name", "_sort=_id",
-          "_sort=-date", "_sort=birthdate", "_sort=name", "_include=Observation:subject", "_include=Observation:performer", "_include=Patient:general-practitioner",
+KEYS = {"Patient": ("_sort=birthdate", "_sort=-birthdate", "_sort=name,_id"), "Observation": ("_sort=-date", "_sort=_lastUpdated")}
+SHAPES = ("_count=1", "_count=2", "_count=3", "_total=accurate", "_summary=count", "_summary=true", "_summary=data", "_elements=status,name",
+          "_include=Observation:subject", "_include=Observation:performer", "_include=Patient:general-practitioner",
           "_revinclude=Observation:subject", "_revinclude:iterate=Observation:performer", "_include:iterate=Patient:general-practitioner", "_include=*",
           "_revinclude=Condition:patient", "_include=Observation:encounter")  # fmt: skip
 
@@ -249,6 +290,7 @@ def _search(rng: random.Random) -> Asked:
     kind = rng.choice(("Patient", "Patient", "Observation", "Observation", *TYPES))
     chosen = rng.sample(CRITERIA[kind], min(len(CRITERIA[kind]), rng.choice((0, 1, 1, 2))))
     chosen += rng.sample(COMMON, rng.choice((0, 0, 0, 1))) + rng.sample(SHAPES, rng.choice((0, 1, 1, 2)))
+    chosen += [rng.choice(KEYS[kind])] if kind in KEYS and rng.random() < 0.2 else []
     query = "&".join(chosen)
     headers = (("Prefer", "handling=lenient"),) if rng.random() < 0.2 else ()
     return Asked("GET", f"/{kind}?{query}" if query else f"/{kind}", headers=headers)
@@ -256,13 +298,19 @@ def _search(rng: random.Random) -> Asked:
 
 def _read(rng: random.Random) -> Asked:
     return Asked(
-        rng.choice(("GET", "GET", "HEAD")), "/" + _name(rng) + rng.choice(("", "", "", "/_history/1", "/_history/2", "/$meta"))
+        rng.choice(("GET", "GET", "HEAD")),
+        "/" + _name(rng) + rng.choice(("", "", "", "/$meta", *(f"/_history/{n}" for n in range(1, 5)))),
     )
 
 
 def _history(rng: random.Random) -> Asked:
     place = rng.choice(("/" + _name(rng), "/" + _name(rng), "/Patient", "/Observation", "/Practitioner", ""))
-    return Asked("GET", place + "/_history" + rng.choice(("", "", "?_count=1", "?_count=2", "?_count=5", "?_since=2020-01-01")))
+    return Asked(
+        "GET",
+        place
+        + "/_history"
+        + rng.choice(("", "", "?_count=1", "?_count=2", "?_count=5", f"?_since=2026-01-01T{rng.randrange(1, 8):02}:10:00Z")),
+    )
 
 
 def _operation(rng: random.Random) -> Asked:

@@ -12,8 +12,10 @@ import json
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from fhirshield.demo.store import LAST_UPDATED, Resource, Store, matches_one, references, values
+import jsonpatch
+
 from fhirshield.demo.store import PATHS as STORED
+from fhirshield.demo.store import Resource, Store, matches_one, references, values
 
 Reply = tuple[int, str, list[tuple[bytes, bytes]]]
 PATHS = STORED | {
@@ -48,13 +50,13 @@ class Simulator(Store):
     def __init__(self, base: str, page: int = 20, *, integrity: bool = False) -> None:
         super().__init__(base, page)
         self._integrity = integrity
-        self._log: list[tuple[str, str, int]] = []
+        self._log: list[tuple[str, str, int, str]] = []
         """Versions in the order in which they came to be."""
 
     def put(self, text: str, version: str = "1") -> None:
         super().put(text, version)
         parsed = json.loads(text)
-        self._log.append((parsed["resourceType"], parsed["id"], int(version)))
+        self._log.append((parsed["resourceType"], parsed["id"], int(version), self.now))
 
     def clear(self) -> None:
         super().clear()
@@ -78,6 +80,19 @@ class Simulator(Store):
             return self._bundle(json.loads(body))
         if method == "GET" and segments and segments[-1] == "_history":
             return self._past(segments[:-1], dict(query))
+        if method in {"PUT", "PATCH", "DELETE"} and len(segments) == 1:
+            found = self._matches(segments[0], query)
+            if len(found) > 1:
+                return 412, _outcome("multiple-matches"), []
+            segments = [segments[0], found[0]["id"]] if found else segments
+            if found and method == "PUT":
+                body = json.dumps({**json.loads(body), "id": found[0]["id"]})
+            method = method if found else {"PUT": "POST"}.get(method, method)
+        if method == "PATCH":
+            if len(segments) != 2 or segments[1] not in self._texts.get(segments[0], {}):
+                return 404, _outcome("not-found"), []
+            body = json.dumps(jsonpatch.apply_patch(self._parsed[segments[0]][segments[1]], json.loads(body)))
+            method = "PUT"
         return super().serve(method, segments, query, body, headers)
 
     def write(self, method: str, segments: list[str], body: str, headers: dict[str, str]) -> Reply:
@@ -93,7 +108,7 @@ class Simulator(Store):
             return 409, _outcome("conflict"), []
         status, text, fields = super().write(method, segments, body, headers)
         if method == "DELETE" and status == 204 and self._versions.get((segments[0], segments[1])):
-            self._log.append((segments[0], segments[1], len(self._versions[segments[0], segments[1]])))
+            self._log.append((segments[0], segments[1], len(self._versions[segments[0], segments[1]]), self.now))
         return status, text, fields
 
     def _is_whole(self, method: str, segments: list[str], body: str) -> bool:
@@ -155,16 +170,17 @@ class Simulator(Store):
 
     def _past(self, place: list[str], query: dict[str, str]) -> Reply:
         """A history, newest first (FHIR R4 §3.1.0.9), paged by ``_count`` and ``_offset``."""
-        rows = [row for row in reversed(self._log) if list(row[: len(place)]) == place]
-        if not rows and len(place) == 2:
+        since = query.get("_since", "")[:19]
+        rows = [row for row in reversed(self._log) if list(row[: len(place)]) == place and row[3][:19] >= since]
+        if len(place) == 2 and not self._versions.get((place[0], place[1])):
             return 404, _outcome("not-found"), []
         size, offset = int(query.get("_count", self._page)), int(query.get("_offset", 0))
         entries = []
-        for kind, identity, number in rows[offset : offset + size]:
+        for kind, identity, number, when in rows[offset : offset + size]:
             text = self._versions[kind, identity][number - 1]
             request = {"method": "DELETE" if text is None else ("POST" if number == 1 else "PUT"), "url": f"{kind}/{identity}"}
             status = "204" if text is None else ("201" if number == 1 else "200")
-            response = {"status": status, "etag": f'W/"{number}"', "lastModified": LAST_UPDATED}
+            response = {"status": status, "etag": f'W/"{number}"', "lastModified": when}
             entry = {"fullUrl": f"{self.base}/{kind}/{identity}", "request": request, "response": response}
             entries.append(json.dumps(entry)[:-1] + (f',"resource":{text}}}' if text is not None else "}"))
         link = [{"relation": "self", "url": "/".join([self.base, *place, "_history"])}]
@@ -282,7 +298,10 @@ class Simulator(Store):
                     known.add(key)
                     about.append(other)
         wanted = given["_type"].split(",") if "_type" in given else None
+        since = {(kind, identity): place for place, (kind, identity, *_) in enumerate(self._log)}
         rows = [r for r in about if wanted is None or r["resourceType"] in wanted]
+        rows = [r for r in rows if "start" not in given or _began(r) >= given["start"]]
+        rows.sort(key=lambda r: since[r["resourceType"], r["id"]], reverse=True)  # as servers do, by when they changed
         size, offset = int(given.get("_count", 1000)), int(given.get("_offset", 0))
         link = [{"relation": "self", "url": f"{self.base}/{name}/$everything"}]
         if offset + size < len(rows):
@@ -305,6 +324,10 @@ class Simulator(Store):
         rows = rows[: asked.get("count", {}).get("valueInteger", 100)]
         entries = ",".join(self._listed(r, "match", score=score) for score, r in rows)
         return 200, f'{{"resourceType":"Bundle","type":"searchset","total":{len(rows)},"entry":[{entries}]}}', []
+
+
+def _began(resource: Resource) -> str:
+    return str(resource.get("effectiveDateTime") or resource.get("period", {}).get("start", "9"))
 
 
 def _element(parameter: str) -> str:
