@@ -27,9 +27,9 @@ from fhirshield.rewrite import fresh, onward, rewrite
 MOST_PAGES = 10
 """Pages of the upstream that one page of ours may cost."""
 MOST_JOINED = 200
-"""Resources that a chain or ``_has`` may lead through."""
+"""Resources that a chain may lead through, or that a ``_has`` may lead to."""
 LAST = 5000
-"""Observations among which ``$lastn`` looks."""
+"""Observations among which ``$lastn`` looks, and resources among which ``_has`` does."""
 Gathered = dict[str, int]
 """What was asked in order to decide: requests by type."""
 
@@ -170,14 +170,17 @@ class Inquiry:
         found: list[Criterion | None] = []
         for join in permit.joins:
             inner = granted(authorize(permit.principal, join.search, permit.situation, self._rules))
-            matches = await self._matches(inner, gathered)
-            found.append(joined(join, matches, permit.situation.bases))
+            matches = await self._matches(inner, gathered, LAST if join.reverse else MOST_JOINED)
+            criterion = joined(join, matches, permit.situation.bases)
+            if criterion is not None and len(criterion.values) > MOST_JOINED:
+                raise Refused(_too_many(permit.interaction.type))
+            found.append(criterion)
         return narrowed(permit, found)
 
-    async def _matches(self, permit: Permit, gathered: Gathered) -> Mapping[Literal, Any]:
+    async def _matches(self, permit: Permit, gathered: Gathered, most: int = MOST_JOINED) -> Mapping[Literal, Any]:
         """All that this caller finds by a search, as it is shown; too much is refused."""
         permit = await self._join(permit, gathered) if permit.joins else permit
-        return (await self._whole(rewrite(permit.interaction, permit), gathered, MOST_JOINED)).shown
+        return (await self._whole(rewrite(permit.interaction, permit), gathered, most)).shown
 
     async def _whole(self, plan: Plan, gathered: Gathered, most: int) -> Searchset:
         """All matches of a search, up to so many. Raises Refused."""
@@ -192,8 +195,7 @@ class Inquiry:
                 break
             plan = onward(plan, *onwards)
         if onwards is not None or len(found.shown) > most:
-            text = f"more {name} than can be joined for this caller; ask more narrowly"
-            raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
+            raise Refused(_too_many(name))
         return found
 
     async def _conditioned(self, permit: Permit, gathered: Gathered) -> Permit:
@@ -284,6 +286,11 @@ class Inquiry:
             what = "several resources" if found else "nothing that this caller can see"
             raise Refused(Denial(412, Reason.REFERENCE_NOT_VISIBLE, "not-found", f"a conditional reference names {what}"))
         return str(found[0])
+
+
+def _too_many(name: str) -> Denial:
+    text = f"more {name} than can be joined for this caller; ask more narrowly"
+    return Denial(403, Reason.NOT_SERVED, "too-costly", text)
 
 
 _ANSWERS: dict[str, Callable[[Inquiry, Plan, Gathered], Awaitable[View]]] = {

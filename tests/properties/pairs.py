@@ -27,7 +27,7 @@ RULES: Any = {
         {"id": "own", "who": {"roles": ["app"]}, "allow": {**READS, "resources": ["Practitioner"]}},
         {"id": "nurse", "who": {"roles": ["nurse"]}, "allow": {"interactions": ["*"], "delete_unseen": True,
             "resources": ["Patient", "Observation", "Practitioner", "Encounter", "DocumentReference", "Provenance", "Binary"]}},
-        {"id": "clerk", "who": {"roles": ["clerk"]}, "allow": {**READS, "resources": ["Patient?active=true"]}},
+        {"id": "clerk", "who": {"roles": ["clerk"]}, "allow": {**READS, "resources": ["Patient?active=true", "Patient?gender=unknown"]}},
         {"id": "no-vip", "who": {"roles": ["staff", "nurse", "app", "feed"]}, "deny": {"interactions": ["*"], "resources": ["*?_security=VIP"]}},
         {"id": "hide", "who": {"roles": ["nurse"]}, "redact": [
             {"resources": ["Patient"], "path": "$.identifier[?@.system=='urn:ssn']", "with": "remove"},
@@ -184,9 +184,13 @@ def scripts(rng: random.Random, caller: Caller) -> tuple[list[Event], list[Event
         place = rng.randrange(len(second))
         what, one, own = second[place]
         if what == "save" and own >= 0 and one["resourceType"] in caller.redacts:
-            after = {other["id"] if doing == "save" else other.split("/")[1] for doing, other, _ in second[place + 1 :]}
-            if one["id"] not in after:
-                second.insert(rng.randrange(place + 1, len(second) + 1), ("save", caller.edited(rng, one), -1))
+            after = (
+                n
+                for n, row in enumerate(second)
+                if n > place and one["id"] in {row[1]["id"] if row[0] == "save" else row[1].split("/")[1]}
+            )
+            until = next(after, len(second))
+            second.insert(rng.randrange(place + 1, until + 1), ("save", caller.edited(rng, one), -1))
     return first, second
 
 
@@ -333,7 +337,8 @@ def _write(rng: random.Random) -> Asked:
     kind, _, identity = name.partition("/")
     way = rng.choice(("edit", "edit", "post", "post", "put", "patch", "delete", "if-none-exist"))
     if way == "edit":
-        return Asked("PUT", "/" + name, edit=rng.choice(("gender", "same", "birthDate", "telecom", "status")))
+        guard = (("If-Match", f'W/"{rng.randrange(1, 4)}"'),) if rng.random() < 0.3 else ()
+        return Asked("PUT", "/" + name, headers=guard, edit=rng.choice(("gender", "same", "birthDate", "telecom", "status")))
     if way == "put":
         return Asked("PUT", "/" + name, resource(rng, kind, identity))
     if way == "patch":
