@@ -186,7 +186,7 @@ class Forwarder:
         except MalformedFhir:
             raise _unknown(502) from None
         entries = bundle.get("entry") if isinstance(bundle, dict) and bundle.get("resourceType") == "Bundle" else None
-        if not isinstance(entries, list) or len(entries) != len(asked.plans):
+        if not isinstance(entries, list) or len(entries) != len(asked.plans) or bundle.get("type") != "transaction-response":
             raise _unknown(502)
         answers = []
         for plan, entry in zip(asked.plans, entries, strict=True):

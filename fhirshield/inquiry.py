@@ -243,6 +243,9 @@ class Inquiry:
         for place, (situation, interaction) in enumerate(asked):
             with within(place):
                 permit = granted(authorize(principal, interaction, situation, self._rules))
+                if permit.affects:
+                    text = f"`{interaction.operation}` changes what is stored, and could not be undone with the other entries"
+                    raise Refused(Denial(400, Reason.NOT_SERVED, "not-supported", text))
                 permits.append(await self._conditioned(permit, gathered) if permit.interaction.condition else permit)
         _check_distinct(permits)
         permits = await self._linked(permits, gathered)

@@ -19,7 +19,9 @@ NEW = "urn:uuid:61ebe359-bfdc-4613-8bf2-c5e300945f0a"
 PATIENT = {"resourceType": "Patient", "identifier": [{"system": "urn:mrn", "value": "n-1"}], "birthDate": "1999"}
 MINE = {**OBSERVATION, "subject": {"reference": NEW}}
 DELETING: Any = copy.deepcopy(OPEN)
-DELETING["rules"][0]["allow"]["delete_unseen"] = True
+DELETING["rules"][0]["allow"] |= {
+    "delete_unseen": True, "operations": [{"name": "$process", "input": ["Observation"], "output": ["Observation"], "affects": ["Encounter"]}],
+}  # fmt: skip
 DENYING: Any = {
     "rules": [
         *OPEN["rules"],
@@ -94,6 +96,7 @@ BAD: list[tuple[Any, int, str]] = [
     (entry("POST", "Observation", {**OBSERVATION, "nonsense": 1}), 422, "R4"),
     (entry("PATCH", "Observation/obs", {"resourceType": "Binary", "contentType": "text/plain", "data": ""}), 400, "JSON Patch"),
     ({"request": None}, 400, "method"),
+    (entry("POST", "Observation/$process", OBSERVATION), 400, "could not be undone"),
 ]
 
 
@@ -204,7 +207,9 @@ async def test_what_the_upstream_refuses_or_leaves_open_is_recorded_entry_by_ent
             {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "processing", "diagnostics": "S3CRET"}]}
         )
         short = json.dumps({"resourceType": "Bundle", "type": "transaction-response", "entry": []})
-        half = json.dumps({"resourceType": "Bundle", "entry": [{"response": {"status": "400 Bad"}}]})
+        half = json.dumps(
+            {"resourceType": "Bundle", "type": "transaction-response", "entry": [{"response": {"status": "400 Bad"}}]}
+        )
         odd: Any
         for odd, status, left in (((422, outcome, []), 422, 0), ((409, outcome, []), 409, 0), ((500, outcome, []), 502, 1), ((200, short, []), 502, 2), ((200, half, []), 502, 3)):  # fmt: skip
             here.store.odd = odd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -154,6 +155,8 @@ def operated(redactor: Redactor, answer: Answer) -> View:
     return View(200, (JSON,), body[0], Reason.PERMITTED, work.tally, verdict.rule)
 
 
+_PLACE = re.compile(r"[A-Z][A-Za-z]{1,60}(?:\.[a-z][A-Za-z0-9]{0,60}(?:\[[0-9]{1,4}\])?){0,20}\Z")
+"""A path, and nothing that could be a value."""
 _SEVERITIES = {"fatal", "error", "warning", "information"}
 
 
@@ -173,7 +176,7 @@ def _outcome(answer: Answer) -> dict[str, Any]:
                 row[name] = issue[name]
         for name in ("location", "expression"):
             places = issue.get(name)
-            if type(places) is list and all(type(place) is str for place in places):
+            if type(places) is list and all(type(place) is str and (told or _PLACE.match(place)) for place in places):
                 row[name] = places
         issues.append(row)
     return {"resourceType": "OperationOutcome", "issue": issues or [{"severity": "information", "code": "informational"}]}
