@@ -61,6 +61,11 @@ def vip(rng: random.Random, identity: str) -> Resource:
     return {**found, "meta": VIP}
 
 
+def labelled(rng: random.Random, identity: str) -> Resource:
+    """A labelled Observation."""
+    return {**resource(rng, "Observation", identity), "meta": VIP}
+
+
 def others(rng: random.Random, identity: str) -> Resource:
     """About other patients than ``p1``, or labelled."""
     if rng.random() < 0.3:
@@ -123,7 +128,7 @@ CALLERS = (
     Caller("staff", "user/*.cruds", vip, unnamed),
     Caller("nurse", "user/*.cruds", outside_ward, redacted, frozenset({"Patient", "Observation", "Encounter"})),
     Caller("app", "patient/*.cruds", others, unnamed, patient="p1"),
-    Caller("feed", "user/Observation.cud", vip, unedited),
+    Caller("feed", "user/Observation.cud", labelled, unedited),
     Caller("clerk", "user/*.rs", inactive, unedited),
     Caller("vitals", "user/Observation.rs?category=urn:cat|vital-signs user/Patient.rs", not_vital, unedited),
 )
@@ -286,7 +291,7 @@ def requests(rng: random.Random, number: int) -> list[Asked]:
 
 
 def _name(rng: random.Random) -> str:
-    kind = rng.choice(TYPES[:5])
+    kind = rng.choice(("Observation", *TYPES[:5]))
     return f"{kind}/{rng.choice((*PEOPLE.get(kind, ('c1',)), *GHOSTS, 'nobody'))}"
 
 
