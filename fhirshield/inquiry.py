@@ -6,7 +6,7 @@ Everything asked is decided by ``authorize`` like the caller's own, or read by `
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,8 @@ MOST_PAGES = 10
 """Pages of the upstream that one page of ours may cost."""
 MOST_JOINED = 200
 """Resources that a chain may lead through, or that a ``_has`` may lead to."""
+MOST_CONDITIONS = 50
+"""Conditional references of a transaction."""
 LAST = 5000
 """Observations among which ``$lastn`` looks, and resources among which ``_has`` does."""
 Gathered = dict[str, int]
@@ -63,21 +65,38 @@ class Inquiry:
         binary = (await self._gather.stored(permit, gathered)).resource
         if binary is None:
             raise Refused(not_found())
+        if not await self._belongs(binary, permit, gathered):
+            raise Refused(not_found())
+        return belonging(permit, binary.get("securityContext"))
+
+    async def _belongs(self, binary: Any, permit: Permit, gathered: Gathered) -> bool:
+        """Whether a Binary belongs to what this caller may see: by a link that it is shown, where no security context says so."""
         context = binary.get("securityContext")
         if context is None:
-            owners = await self._gather.referring(permit, gathered)
-        else:
-            named = literal(context.get("reference") if type(context) is dict else None, permit.situation.bases)
-            found = await self._gather.named(permit, [named] if named else [], gathered)
-            owners = list(found.values())
-        if not owners or not all(self._may_read(owner, permit) for owner in owners):
-            raise Refused(not_found())
-        return belonging(permit, context)
+            owners = await self._gather.referring(permit, Literal("Binary", binary["id"]), gathered)
+            shown = [self._shows(owner, f"Binary/{binary['id']}", permit) for owner in owners]
+            return None not in shown and any(shown)
+        named = literal(context.get("reference") if type(context) is dict else None, permit.situation.bases)
+        owners = list((await self._gather.named(permit, [named] if named else [], gathered)).values())
+        return bool(owners) and all(self._shows(owner, "", permit) for owner in owners)
 
-    def _may_read(self, resource: Any, permit: Permit) -> bool:
+    def _shows(self, resource: Any, link: str, permit: Permit) -> bool | None:
+        """Whether this caller's view of a resource holds a link; None where it is shown nothing of the resource."""
         read = Interaction(Kind.READ, type=resource["resourceType"], id=resource["id"])
         reading = authorize(permit.principal, read, permit.situation, self._rules)
-        return isinstance(reading, Permit) and not reading.thins and reading.judge(resource, "r", True).shown
+        if not isinstance(reading, Permit) or reading.thins:
+            return None
+        body = self._redact.view_of(resource, reading)
+        return None if body is None else f'{link}"'.encode() in body
+
+    async def _named(self, permit: Permit, wanted: Iterable[Literal], gathered: Gathered) -> Mapping[Literal, Any]:
+        """What is named and there; a Binary only where it belongs to what this caller may see."""
+        found = dict(await self._gather.named(permit, wanted, gathered))
+        for name in [name for name in found if name.type == "Binary"]:
+            read = authorize(permit.principal, Interaction(Kind.READ, type="Binary", id=name.id), permit.situation, self._rules)
+            if not isinstance(read, Permit) or (read.thins and not await self._belongs(found[name], read, gathered)):
+                del found[name]
+        return found
 
     async def _invoked(self, permit: Permit, gathered: Gathered) -> Permit:
         """Leave to invoke an operation, once it is known that its caller may see what it is invoked on and what its body names."""
@@ -92,7 +111,7 @@ class Inquiry:
         named = refers(asked, permit.situation.bases)
         if isinstance(named, Denial):
             raise Refused(named)
-        return granted(invoked(permit, named, await self._gather.named(permit, named, gathered), self._rules))
+        return granted(invoked(permit, named, await self._named(permit, named, gathered), self._rules))
 
     async def answered(self, plan: Plan, gathered: Gathered) -> View:
         """What comes back, as this caller may see it. Raises Refused."""
@@ -138,10 +157,12 @@ class Inquiry:
         page, asked = History(self._redact, plan), 0
         for last in (*(False,) * (MOST_PAGES - 1), True):
             answer = await self._forward(plan)
-            for name in page.unknown(answer):
-                if (asked := asked + 1) > MOST_JOINED:
-                    text = "more resources than can be judged by their histories; ask for fewer by `_count`"
-                    raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
+            unknown = page.unknown(answer)
+            if asked and asked + len(unknown) > MOST_JOINED:
+                page.give_up()
+                break
+            asked += len(unknown)
+            for name in unknown:
                 page.know(name, await self._gather.versions(plan.permit, name, gathered))
             onwards = page.add(answer)
             if onwards is None:
@@ -218,7 +239,7 @@ class Inquiry:
     async def _weigh(self, permit: Permit, gathered: Gathered) -> Permit:
         """Judge a write by what is stored, what it would become, and what it names; everything is read fresh."""
         drafted = await self._drafted(permit, gathered)
-        named = await self._gather.named(permit, drafted.refers, gathered)
+        named = await self._named(permit, drafted.refers, gathered)
         return granted(endorse(permit, drafted, named, self._rules))
 
     async def _drafted(self, permit: Permit, gathered: Gathered) -> Draft:
@@ -260,7 +281,7 @@ class Inquiry:
             if drafted.writing.creates and permits[place].interaction.kind is Kind.UPDATE
         }
         wanted = dict.fromkeys(name for drafted in drafts.values() for name in drafted.refers if name not in made)
-        seen = {**await self._gather.named(permits[0], wanted, gathered), **made} if drafts else {}
+        seen = {**await self._named(permits[0], wanted, gathered), **made} if drafts else {}
         for place, drafted in drafts.items():
             with within(place):
                 permits[place] = granted(endorse(permits[place], drafted, seen, self._rules))
@@ -268,13 +289,20 @@ class Inquiry:
 
     async def _linked(self, permits: list[Permit], gathered: Gathered) -> list[Permit]:
         """The permits with the names of what is already there, and conditional references, as literal references."""
-        known = {p.interaction.name: f"{p.interaction.type}/{p.interaction.id}" for p in permits if p.interaction.id}
-        linked = []
+        known = {
+            p.interaction.name: f"{p.interaction.type}/{p.interaction.id}"
+            for p in permits
+            if p.interaction.id and p.interaction.name
+        }
+        linked, asked = [], 0
         for place, permit in enumerate(permits):
             content = permit.interaction.content
             if permit.interaction.writes and content is not None:
                 with within(place):
                     for text in conditional(content) - known.keys():
+                        if (asked := asked + 1) > MOST_CONDITIONS:
+                            text = f"more than {MOST_CONDITIONS} conditional references"
+                            raise Refused(Denial(413, Reason.TOO_LARGE, "too-long", text))
                         known[text] = await self._named_by(text, permit, gathered)
                 permit = replace(permit, interaction=replace(permit.interaction, content=renamed(content, known)))
             linked.append(permit)

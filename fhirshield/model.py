@@ -331,10 +331,23 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Content that no redaction can look into and that may pass: by media type (``*`` for any), up to so many bytes."""
+    """Content that no redaction can look into and that may pass: by media type (``*`` for any), up to so many bytes (0: any)."""
 
     types: frozenset[str]
     most: int
+
+    @property
+    def everything(self) -> bool:
+        """Whether it lets anything pass."""
+        return "*" in self.types and not self.most
+
+    def lets(self, binary: Any) -> bool:
+        """Whether a Binary's content may pass."""
+        kind, data = binary.get("contentType"), binary.get("data")
+        if type(kind) is not str or (type(data) is not str and data is not None):
+            return False
+        small = not self.most or len(data or "") * 3 // 4 - (data or "")[-2:].count("=") <= self.most
+        return small and bool(self.types & {"*", kind.split(";")[0].strip().lower()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,8 @@ async def test_a_binary_is_judged_by_what_it_belongs_to(tmp_path: Path) -> None:
 
         names = ("linked", "secret", "both", "loose", "mine", "vip", "odd", "nobody")
         assert [await status("all", name) for name in names] == [200] * 7 + [404]
-        assert [await status("nurse", name) for name in names] == [200, 404, 200, 404, 200, 404, 404, 404]
+        assert [await status("nurse", name) for name in names] == [404, 404, 404, 404, 200, 404, 404, 404], "no link is shown"
+        assert [await status("reader", name) for name in names] == [200, 404, 404, 404, 200, 404, 404, 404]
         mine = [await status("app", name, "patient/*.rs", patient="a") for name in names]
         assert mine == [200, 200, 404, 404, 200, 200, 404, 404], "both is about another too"
         assert [await status("app", name, "patient/*.rs", patient="b") for name in names] == [404] * 8

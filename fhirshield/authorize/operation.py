@@ -11,12 +11,12 @@ from typing import Any
 
 from fhirshield.authorize.resource import Judge, denies
 from fhirshield.authorize.standing import RuleRow, Standing, TypeStanding
-from fhirshield.fhir.content import Misfit, named
+from fhirshield.fhir.content import Misfit, named, primitives
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.operations import NEVER, OPERATIONS, TERMINOLOGY, known
 from fhirshield.fhir.path import Name
-from fhirshield.fhir.reference import Literal
+from fhirshield.fhir.reference import Literal, literal
 from fhirshield.model import Denial, Reason, Verdict, misfit
 from fhirshield.policy.rule import Operation
 
@@ -36,13 +36,14 @@ def may_invoke(stand: Standing, interaction: Interaction, asked: Asked) -> tuple
         denial = asked(found, replace(interaction, kind=Kind.READ)) or _since(stand, interaction)
     elif name == "$match":
         denial = asked(found, replace(interaction, kind=Kind.SEARCH_TYPE)) or _certain(stand, interaction)
-        denial = denial or _matched(found, interaction.content)
+        denial = denial or _matched(found, interaction.content) or _number(interaction, "count")
     elif name == "$validate":
         opened = replace(opened, input=frozenset({kind}))
         create, update = (asked(found, replace(interaction, kind=k, id="")) for k in (Kind.CREATE, Kind.UPDATE))
-        denial = (create if create and update else None) or _is_of(kind, interaction.content)
+        denial = (create if create and update else None) or _is_of(kind, interaction.content) or _profiled(stand, interaction)
     elif kind in TERMINOLOGY:
-        denial = asked(found, replace(interaction, kind=Kind.READ)) or _whole(found, name)
+        denial = asked(found, replace(interaction, kind=Kind.READ))
+        denial = denial or next((no for one in sorted(TERMINOLOGY) if (no := _whole(_of(stand, one), name))), None)
     else:
         denial = _not_served(name)
     return opened, denial
@@ -68,27 +69,43 @@ def _since(stand: Standing, interaction: Interaction) -> Denial | None:
     if asked and stand.applied.redact:
         text = f"parameter `{asked[0]}` of `$everything` asks about elements that are hidden from this caller"
         return Denial(403, Reason.REVEALING_PARAMETER, "forbidden", text)
-    count = next((p.value for p in interaction.parameters if p.name == "_count"), "1")
-    if not (count.isascii() and count.isdigit() and int(count[:9]) > 0):
-        return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_count` takes a number from 1")
+    return _number(interaction, "_count")
+
+
+def _number(interaction: Interaction, name: str) -> Denial | None:
+    for value in (p.value for p in interaction.parameters if p.name == name):
+        if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0):
+            return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", f"`{name}` takes a number from 1")
     return None
 
 
 def _is_of(name: str, content: Any) -> Denial | None:
-    if content["resourceType"] == name:
+    if content.get("resourceType") == name:
         return None
     return Denial(400, Reason.MALFORMED_REQUEST, "invalid", f"the resource is no {name}")
 
 
 def _matched(found: TypeStanding, content: Any) -> Denial | None:
     """A patient may not be matched by what is hidden of patients."""
-    hidden = {n for o in found.view.obligations if isinstance(o.path.segments[0], Name) for n in o.path.segments[0].names}
-    every = any(not isinstance(o.path.segments[0], Name) for o in found.view.obligations)
-    asked = sorted(name for name in content if name != "resourceType" and (every or name in hidden))
+    first = [o.path.segments[0] for o in found.view.obligations]
+    hidden = {name.removeprefix("_") for step in first if isinstance(step, Name) for name in step.names}
+    every = any(not isinstance(step, Name) for step in first)
+    asked = sorted(name for name in content if name != "resourceType" and (every or name.removeprefix("_") in hidden))
     if asked:
         text = f"`{asked[0]}` of a Patient to match asks about elements that are hidden from this caller"
         return Denial(403, Reason.REVEALING_PARAMETER, "forbidden", text, expression=(f"Patient.{asked[0]}",))
     return _is_of("Patient", content)
+
+
+def _profiled(stand: Standing, interaction: Interaction) -> Denial | None:
+    """Whether a profile is there shows in what is found by it."""
+    meta = interaction.content.get("meta")
+    named = any(p.name == "profile" for p in interaction.parameters) or (type(meta) is dict and "profile" in meta)
+    found = _of(stand, "StructureDefinition")
+    if not named or (found.whole and not found.view.marked):
+        return None
+    text = "`$validate` by a profile is not served to a caller who may not see all of StructureDefinition"
+    return Denial(403, Reason.NOT_SERVED, "not-supported", text)
 
 
 def _certain(stand: Standing, interaction: Interaction) -> Denial | None:
@@ -123,7 +140,7 @@ def _by_rule(stand: Standing, interaction: Interaction, asked: Asked) -> tuple[O
         return none, _not_served(name)
     opened = rows[0][1]
     for _, other in rows[1:]:
-        opened = Operation(name, opened.input | other.input, opened.output | other.output, opened.affects | other.affects)
+        opened = Operation(name, opened.input & other.input, opened.output & other.output, opened.affects | other.affects)
     return opened, _scoped(stand, interaction, opened, asked) or _given(interaction, opened)
 
 
@@ -158,29 +175,18 @@ def _scoped(stand: Standing, interaction: Interaction, opened: Operation, asked:
 
 
 def _given(interaction: Interaction, opened: Operation) -> Denial | None:
-    """What comes with it is of the types that the rule names."""
-    content = interaction.content
-    if content is None:
-        return None
-    held = [p.get("resource") for p in _parts(content)] if content["resourceType"] == "Parameters" else []
-    for one in (content, *(r for r in held if r is not None)):
-        if type(one) is not dict or one.get("resourceType") not in opened.input:
-            text = f"no rule lets `{opened.name}` be given what is in the body"
-            return Denial(403, Reason.NO_RULE, "forbidden", text)
-    return None
-
-
-def _parts(parameters: Any) -> list[dict[str, Any]]:
-    """All parameters, those within parameters included."""
-    found: list[dict[str, Any]] = []
-    waiting = [parameters.get("parameter")]
+    """What comes with it, and all that stands within, is of the types that the rule names."""
+    waiting = [interaction.content]
     while waiting:
-        rows = waiting.pop()
-        for row in rows if type(rows) is list else ():
-            if type(row) is dict:
-                found.append(row)
-                waiting.append(row.get("part"))
-    return found
+        node = waiting.pop()
+        if type(node) is dict:
+            if "resourceType" in node and not (type(node["resourceType"]) is str and node["resourceType"] in opened.input):
+                text = f"no rule lets `{opened.name}` be given what is in the body"
+                return Denial(403, Reason.NO_RULE, "forbidden", text)
+            waiting.extend(node.values())
+        elif type(node) is list:
+            waiting.extend(node)
+    return None
 
 
 def may_invoke_on(stand: Standing, interaction: Interaction, resource: Any) -> bool:
@@ -211,14 +217,21 @@ ENVELOPES = frozenset({"Parameters", "Bundle", "OperationOutcome"})
 def refers(interaction: Interaction, bases: tuple[str, ...]) -> dict[Literal, str] | Denial:
     """What the body of an operation refers to, and where."""
     found: dict[Literal, str] = {}
+    if known(interaction.operation, interaction.type, interaction.id) is None:
+        texts = [text for p in interaction.parameters for text in p.value.split(",")]
+        found |= {one: "parameter" for text in texts if (one := literal(text, bases))}
     if interaction.content is None:
         return found
     try:
-        for plain, place, one in named(interaction.content, bases):
-            if isinstance(one, str):
+        if interaction.content["resourceType"] == "Parameters":
+            for _, place, _, value in primitives(interaction.content):
+                if (one := literal(value, bases)) is not None:
+                    found.setdefault(one, place)
+        for plain, place, named_there in named(interaction.content, bases):
+            if isinstance(named_there, str):
                 text = f"`{plain}` refers to nothing that this caller can see"
                 return Denial(422, Reason.REFERENCE_NOT_VISIBLE, "not-found", text, expression=(place,))
-            found.setdefault(one, place)
+            found.setdefault(named_there, place)
     except Misfit as error:
         return misfit(str(error.args[0]))
     return found

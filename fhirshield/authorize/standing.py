@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 
 from fhirshield.authorize.naming import NAMING, touches_identifier, touches_name
 from fhirshield.fhir import criteria
-from fhirshield.fhir.attachments import PARTS, attachments
+from fhirshield.fhir.attachments import PARTS, attachments, bytes_of
 from fhirshield.fhir.criteria import Criteria, Judge
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.path import parse as parse_path
@@ -106,8 +106,8 @@ class Standing:
             scopes=self._scope_rows(name),
             allows=allows,
             denies=self._rows(name, allow=False),
-            obligations=tuple((1 << i, self._judge(o.criteria)) for i, o in enumerate(obligations) if o.criteria),
-            always=sum(1 << i for i, o in enumerate(obligations) if o.criteria is None),
+            obligations=tuple((1 << i, judge) for i, o in enumerate(obligations) if (judge := self._where(o))),
+            always=sum(1 << i for i, o in enumerate(obligations) if not self._where(o)),
             withheld_by=self._withheld_by(name),
             open_to_all=not has_subject(name)
             and name not in {"Device", "Provenance"}
@@ -142,23 +142,39 @@ class Standing:
         """What of such content rules let through on a type."""
         rows = [rule.allow for rule in self.applied.allow if rule.allow and rule.allow.opaque and rule.allow.of(name)]
         granted = [grant.opaque for grant in rows if grant.opaque]
-        return Opaque(frozenset().union(*(o.types for o in granted)), max(o.most for o in granted)) if granted else None
+        return (
+            Opaque(
+                frozenset().union(*(o.types for o in granted)),
+                0 if any(o.most == 0 for o in granted) else max(o.most for o in granted),
+            )
+            if granted
+            else None
+        )
+
+    def _where(self, obligation: Obligation) -> Judge | None:
+        """Where an obligation applies; None for everywhere."""
+        granted = self.opaque("Binary") if obligation.rule == OPAQUE and obligation.type == "Binary" else None
+        if granted is not None:
+            return lambda binary: not granted.lets(binary)
+        return self._judge(obligation.criteria) if obligation.criteria else None
 
     def _opaque(self, name: str) -> Iterator[Obligation]:
         """Attachments go where they could tell what may be hidden, a Binary's data anywhere, unless a rule lets them pass."""
         granted = self.opaque(name)
         passed = granted.types if granted else frozenset()
         if name == "Binary":
-            if not passed:
+            if granted is None or not granted.everything:
                 yield Obligation(OPAQUE, name, parse_path("$.data"), Remove())
             return
         ruled = bool(self._ruled(name))
-        if "*" in passed or not (ruled or (has_subject(name) and self.names_are_hidden)):
+        if "*" in passed or not (ruled or (self.names_are_hidden and (name not in ACTIVE_TYPES or name == "Library"))):
             return
         for place in attachments(name):
             if ruled or not place.startswith("$.photo"):
                 for part in PARTS:
                     yield Obligation(OPAQUE, name, parse_path(f"{_but(place, passed)}.{part}"), Remove())
+        for place in bytes_of(name):
+            yield Obligation(OPAQUE, name, parse_path(place), Remove())
 
     def _closed(self, name: str) -> frozenset[str]:
         revealed = (rule.reveal.of(name) for rule in self.applied.reveal if rule.reveal)

@@ -61,13 +61,17 @@ def conditional(node: Any) -> set[str]:
     return found
 
 
-def renamed(node: Any, names: Mapping[str, str]) -> Any:
-    """A JSON value in which every text that is one of the names is what it stands for."""
+_NAMING = frozenset({"reference", "url", "uri", "valueUri", "valueUrl", "valueUuid", "valueOid", "valueCanonical"})
+
+
+def renamed(node: Any, names: Mapping[str, str], key: str = "") -> Any:
+    """A JSON value in which references and URLs that are one of the names are what it stands for."""
     if type(node) is dict:
-        return {key: renamed(value, names) for key, value in node.items()}
+        patched = "reference" if "op" in node and str(node.get("path", "")).endswith("/reference") else ""
+        return {name: renamed(value, names, patched if name == "value" and patched else name) for name, value in node.items()}
     if type(node) is list:
-        return [renamed(value, names) for value in node]
-    return names.get(node, node) if type(node) is str else node
+        return [renamed(value, names, key) for value in node]
+    return names.get(node, node) if type(node) is str and key in _NAMING else node
 
 
 @lru_cache(maxsize=64)

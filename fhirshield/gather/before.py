@@ -100,20 +100,22 @@ class Gatherer:
                     found[Literal(name, identity)] = resource
         return found
 
-    async def referring(self, permit: Permit, counts: dict[str, int]) -> list[dict[str, Any]]:
-        """The documents that refer to a Binary by its URL; none where the server cannot tell. Raises Refused."""
-        place = f"Binary/{permit.interaction.id}"
-        urls = (place, *(f"{base}/{place}" for base in permit.situation.bases))
+    async def referring(self, permit: Permit, name: Literal, counts: dict[str, int]) -> list[dict[str, Any]]:
+        """The documents that refer to a Binary by its URL; none where there are many, or the server cannot tell. Raises Refused."""
+        urls = (str(name), *(f"{base}/{name}" for base in permit.situation.bases))
         query = (("location", ",".join(urls)), ("_count", str(TOGETHER)))
         response = await self._ask(permit, ("DocumentReference",), query, counts)
         if response.status in {400, 404, 422, 501}:
             return []
         bundle = self._resource(response)
         entries = bundle.get("entry", [])
-        if bundle.get("resourceType") != "Bundle" or type(entries) is not list or _next(bundle) is not None:
+        if bundle.get("resourceType") != "Bundle" or type(entries) is not list:
             raise Refused(_away())
+        if _next(bundle) is not None:
+            return []
         resources = [entry.get("resource") for entry in entries if type(entry) is dict]
-        return [one for one in resources if type(one) is dict and one.get("resourceType") == "DocumentReference"]
+        found = [one for one in resources if type(one) is dict and one.get("resourceType") == "DocumentReference"]
+        return [one for one in found if isinstance(one.get("id"), str)]
 
     async def _search(self, permit: Permit, name: str, ids: list[str], counts: dict[str, int]) -> list[dict[str, Any]]:
         segments: tuple[str, ...] = (name,)

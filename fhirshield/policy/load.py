@@ -180,7 +180,7 @@ def _grant(found: Document, key: Key, row: Any, faults: list[Fault], known: Term
     opaque = row.get("opaque")
     if opaque and any(selector.items for selector in selectors):
         faults.append(found.fault((*key, "opaque"), "`opaque` goes with types, not with criteria", "give it a rule of its own"))
-    passed = Opaque(frozenset(opaque["types"]), size(opaque.get("most", "16MiB"))) if opaque else None
+    passed = Opaque(frozenset(opaque["types"]), size(opaque["most"]) if "most" in opaque else 0) if opaque else None
     return Grant(names, tuple(selectors), inputs, row.get("delete_unseen", False), operations, passed)
 
 

@@ -31,7 +31,7 @@ def batch_of(body: bytes, headers: Headers, limits: Limits) -> Any:
     if type(bundle) is not dict or bundle.get("resourceType") != "Bundle":
         raise malformed("the body is no Bundle")
     kind, entries = bundle.get("type"), bundle.get("entry", [])
-    if kind not in {"batch", "transaction"} or type(entries) is not list:
+    if type(kind) is not str or kind not in {"batch", "transaction"} or type(entries) is not list:
         raise malformed("the body is no batch or transaction")
     if len(entries) > limits.entries:
         raise Refused(Denial(413, Reason.TOO_LARGE, "too-long", f"more than {limits.entries} entries"))

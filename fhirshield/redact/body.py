@@ -9,7 +9,7 @@ from typing import Any
 
 from fhirshield.fhir.absent import marker
 from fhirshield.fhir.interaction import Interaction, Kind, Return
-from fhirshield.fhir.json import encode
+from fhirshield.fhir.json import decode, encode
 from fhirshield.fhir.outcome import outcome
 from fhirshield.fhir.subjects import has_subject, patients_of
 from fhirshield.model import Answer, Denial, Permit, Reason, Refused, Tally, TypeView, Verdict, View
@@ -89,6 +89,12 @@ class Redactor:
             headers.append(("ETag", f'W/"{version}"'))
         view = View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
         return raw(view, permit) if permit.interaction.raw else view
+
+    def view_of(self, resource: Any, permit: Permit) -> bytes | None:
+        """What a read of a resource would show, without touching it; None where it is withheld."""
+        work = Work(permit, Tally(), self.tools(permit), careful=True, deep=True, named=False)
+        found = self.body(decode(encode(resource)), permit.judge(resource, "r", True), work)
+        return found[0] if found else None
 
     def body(self, resource: Any, verdict: Verdict, work: Work, again: Again = None) -> tuple[bytes, str] | None:
         """The bytes of one resource as this caller may see it, with its view token; None where it is withheld.
@@ -284,6 +290,8 @@ def _quiet(bundle: dict[str, Any]) -> None:
         bundle.pop(name, None)
     for entry in bundle.get("entry", ()):
         entry.pop("link", None)
+        if "resource" not in entry:
+            entry.pop("fullUrl", None)
         request, response = entry.get("request"), entry.get("response")
         if type(request) is dict:
             method = request.get("method")

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from fhirshield.fhir import json as fhir_json
-from fhirshield.model import Denial, Opaque, Permit, Reason, Refused, View
+from fhirshield.model import Denial, Permit, Reason, Refused, View
 
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/[a-z0-9][a-z0-9!#$&^_.+-]{0,62}\Z")
 _KEPT = {"ETag", "Last-Modified"}
@@ -22,7 +22,7 @@ def raw(view: View, permit: Permit) -> View:
         raise _refused(403, Reason.HIDDEN_PART, "forbidden", "content of this type is not served to this caller")
     if not any(_takes(wanted, kind) for wanted in permit.interaction.raw):
         raise _refused(406, Reason.NOT_ACCEPTABLE, "not-supported", f"the content is {kind}")
-    content = _decoded(binary.get("data"), opaque)
+    content = _decoded(binary.get("data"))
     headers = tuple((name, value) for name, value in view.headers if name in _KEPT)
     own = (
         ("Content-Type", kind),
@@ -32,16 +32,13 @@ def raw(view: View, permit: Permit) -> View:
     return View(200, (*own, *headers), content, view.reason, view.tally, view.rule)
 
 
-def _decoded(data: Any, opaque: Opaque) -> bytes:
+def _decoded(data: Any) -> bytes:
     if type(data) is not str:
-        raise _refused(404, Reason.NOT_FOUND, "not-found", "no such resource for this caller")
+        raise _refused(403, Reason.HIDDEN_PART, "forbidden", "this content is not served to this caller")
     try:
-        content = base64.b64decode("".join(data.split()), validate=True)
+        return base64.b64decode("".join(data.split()), validate=True)
     except ValueError:
         raise _refused(502, Reason.UPSTREAM_MALFORMED, "transient", "the server's answer is not FHIR JSON") from None
-    if len(content) > opaque.most:
-        raise _refused(403, Reason.TOO_LARGE, "too-long", "content of this size is not served to this caller")
-    return content
 
 
 def _takes(wanted: str, kind: str) -> bool:

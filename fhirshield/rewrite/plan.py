@@ -14,6 +14,8 @@ from fhirshield.model import Permit, Plan, Situation, Together, Total
 
 LONGEST = 2000
 """Characters of a query in a URL; a longer one goes by POST ``_search``."""
+MOST_VERSIONS = 100
+"""Entries of a history that are judged at once."""
 MOST_AT_ONCE = 500
 """Matches that are asked for beyond what the caller asked for."""
 
@@ -33,7 +35,7 @@ def rewrite(interaction: Interaction, permit: Permit) -> Plan:
     if interaction.kind is Kind.OPERATION:
         return _operation(interaction, permit)
     if interaction.recalls:
-        asked = tuple((p.name, _more(p.value) if p.name == "_count" and permit.thins else p.value) for p in permit.sent)
+        asked = tuple((p.name, _fewer(p.value) if p.name == "_count" and permit.thins else p.value) for p in permit.sent)
         return Plan(permit, "GET", interaction.place, asked, form=False)
     return _search(interaction, permit)
 
@@ -114,6 +116,11 @@ def _more(count: str) -> str:
     """Of what may be thinned more is asked for at once: what may be shown, one more, and some that may not."""
     size = int(count[:9])
     return str(max(size, min(max(2 * size, size + 10), MOST_AT_ONCE)))
+
+
+def _fewer(count: str) -> str:
+    """Of a history that may be thinned, in which every resource is judged by all its versions."""
+    return str(min(int(_more(count)), MOST_VERSIONS))
 
 
 def _search(interaction: Interaction, permit: Permit) -> Plan:
