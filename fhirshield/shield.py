@@ -27,7 +27,7 @@ from fhirshield.errors import Unavailable
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.forward import Forwarder
 from fhirshield.gather import Gatherer
-from fhirshield.inquiry import Inquiry, granted, within
+from fhirshield.inquiry import After, Together, granted, within
 from fhirshield.model import Denial, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
@@ -78,7 +78,8 @@ class Shield:
         self._rules = rules
         self._forward = forward
         self._redact = redact
-        self._inquiry = Inquiry(rules, gather, forward, redact, written)
+        self._before = Together(rules, gather, forward, redact, written)
+        self._after = After(rules, gather, forward, redact)
         self._describe = describe
         self._journal = journal
         self._quota = quota
@@ -112,12 +113,12 @@ class Shield:
         """One interaction of a known caller: decided, carried out, seen as this caller may see it, recorded. Raises Refused."""
         assert story.interaction is not None
         permit = granted(authorize(principal, story.interaction, story.situation, self._rules))
-        permit = await self._inquiry.before(permit, story.gathered)
+        permit = await self._before(permit, story.gathered)
         interaction = story.interaction = permit.interaction
         if permit.writing is not None:
             await self._intend(permit, story)
         plan = rewrite(interaction, permit)
-        view = await self._inquiry.answered(plan, story.gathered)
+        view = await self._after(plan, story.gathered)
         entry = record.released(permit, view)
         if story.gathered and permit.writing is None:
             entry |= record.asked(story.gathered)
@@ -153,7 +154,7 @@ class Shield:
             with within(place):
                 inner.interaction = self._receive.entry(entry, request, inner.situation.decision)
         asked = [(inner.situation, inner.interaction) for inner in stories if inner.interaction is not None]
-        permits = await self._inquiry.together(asked, principal, story.gathered)
+        permits = await self._before.together(asked, principal, story.gathered)
         for permit, inner in zip(permits, stories, strict=True):
             inner.interaction = permit.interaction
         writes = [(permit, inner) for permit, inner in zip(permits, stories, strict=True) if permit.writing is not None]

@@ -44,14 +44,14 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("times of a history", "authorize/parameters.py", 'if name != "_count" and hidden:', "if False:"),
     ("everything is in the server's order", "redact/operation.py", "names = sorted(self._shown, key=lambda name: (name != self._centre, name.type, name.id))", "names = list(self._shown)"),
     ("everything leads from anywhere", "redact/operation.py", "if name == self._centre or self._centre in names_by(_BESIDE[0], resource, bases):", "if True:"),
-    ("operations on what is hidden", "inquiry.py", "if not seen or not on_this(permit, stored.resource, self._rules):", "if stored.resource is None:"),
+    ("operations on what is hidden", "inquiry/before.py", "if not seen or not on_this(permit, stored.resource, self._rules):", "if stored.resource is None:"),
     ("dates of everything", "authorize/operation.py", "    if asked and stand.applied.redact:\n", "    if False:\n"),
     ("patients are matched by what is hidden", "authorize/operation.py", "denial = denial or _matched(found, interaction.content)", "denial = denial"),
     ("matches are the server's number", "rewrite/plan.py", '[{"name": "count", "valueInteger": MOST_AT_ONCE}]', '[{"name": "count", "valueInteger": int(given.get("count", "500"))}]'),
     ("what is hidden may be changed", "authorize/writing.py", "    if not verdict.shown:\n        return _not_found(verdict.reason, verdict.rule)\n", ""),
     ("ids are free", "authorize/writing.py", "if kind is Kind.UPDATE and writer.may_create_by_update():", "if kind is Kind.UPDATE:"),
     ("references to what is hidden", "authorize/writing.py", "        if resource is None or not _may_refer(writer, resource):\n            return _not_visible(place)\n    return replace(permit, writing=drafted.writing)", "        if resource is None:\n            return _not_visible(place)\n    return replace(permit, writing=drafted.writing)"),
-    ("conditions on what is hidden", "inquiry.py", "if inner.thins or inner.joins:", "if False:"),
+    ("conditions on what is hidden", "inquiry/search.py", "if inner.thins or inner.joins:", "if False:"),
     ("hidden parts are compared", "redact/written.py", "if interaction.if_match and interaction.if_match != seen.version:", "if interaction.if_match and interaction.if_match != stored.version:"),
 )  # fmt: skip
 """(guard, file, what stands there, what stands there without it)"""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fhirshield.inquiry import MOST_PAGES
+from fhirshield.inquiry.search import MOST_PAGES
 from tests.test_shield import page_through
 from tests.world import OPEN, World, world
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from fhirshield.fhir.definitions import kind_of, type_of
+from fhirshield.fhir.reference import Literal, literal
 
 _NOT = {"Extension", "Reference", "Identifier", "Resource"}
 PARTS = ("data", "url", "hash", "size")
@@ -36,4 +38,16 @@ def _below(name: str, path: str, seen: tuple[str, ...], wanted: str) -> list[str
             found.append(here)
         elif kind_of(element.type) in {"backbone", "complex"} and element.type not in _NOT and seen.count(element.type) < DEEP:
             found += _below(element.type, here, (*seen, element.type), wanted)
+    return found
+
+
+def documents_of(document: Any, bases: tuple[str, ...]) -> set[Literal]:
+    """What of a server the attachments of a DocumentReference lead to."""
+    contents = document.get("content")
+    found: set[Literal] = set()
+    for content in contents if type(contents) is list else ():
+        attachment = content.get("attachment") if type(content) is dict else None
+        named = literal(attachment.get("url"), bases) if type(attachment) is dict else None
+        if named is not None:
+            found.add(named)
     return found

@@ -85,6 +85,8 @@ async def test_a_binary_whose_link_is_redacted_is_not_shown(tmp_path: Path) -> N
         await filled(here)
         token = here.token("user/*.rs", roles=["staff"])
         assert [(await here.ask(f"/Binary/{name}", token)).status for name in ("pub", "priv")] == [200, 404]
+        here.store.save({**await here.direct("/DocumentReference/d"), "description": "Binary/priv", "docStatus": "final"})
+        assert (await here.ask("/Binary/priv", token)).status == 404, "a link is an attachment's URL, not a text"
 
 
 async def test_names_in_a_transaction_touch_references_alone(tmp_path: Path) -> None:
