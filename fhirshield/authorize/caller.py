@@ -204,7 +204,8 @@ def _all_found(found: TypeStanding) -> bool:
     """Whether no match of a search can be withheld from this caller."""
     scopes = [row for row in found.scopes if "s" in row.letters and row.judge is None and not row.limited]
     rows = [row for row in found.allows if "s" in row.letters and row.judge is None]
-    return bool(scopes and rows) and not found.denies and not found.withheld_by
+    belonging = found.type == "Binary" and not found.whole
+    return bool(scopes and rows) and not found.denies and not found.withheld_by and not belonging
 
 
 def _overwrites(stand: Standing, found: TypeStanding) -> bool:

@@ -247,7 +247,7 @@ def _one(parameter: Parameter, standing: TypeStanding, again: list[Criterion]) -
 
 
 def _count(parameter: Parameter) -> Denial | None:
-    if parameter.value.isascii() and parameter.value.isdigit() and int(parameter.value[:9]) > 0:
+    if parameter.value.isascii() and parameter.value.isdigit() and len(parameter.value) < 10 and int(parameter.value) > 0:
         return None
     return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_count` takes a number from 1")
 

@@ -110,9 +110,9 @@ class Standing:
             always=sum(1 << i for i, o in enumerate(obligations) if not self._where(o)),
             withheld_by=self._withheld_by(name),
             open_to_all=not has_subject(name)
-            and name not in {"Device", "Provenance"}
+            and name not in _OF_SOMEBODY
             and any(row.selector.type == name and row.judge is None for row in allows),
-            whole=self._never_withheld(name, subject=False),
+            whole=self._never_withheld(name, subject=False) and (name != "Binary" or self.naming.all_open),
             reads=self._reads(name, allows),
             view=TypeView(
                 name,
@@ -250,7 +250,7 @@ class Standing:
         if self._withheld_by(name) or self._rows(name, allow=False):
             return False
         allows = self._rows(name, allow=True)
-        open_to_all = not has_subject(name) and any(row.selector.type == name for row in allows)
+        open_to_all = not has_subject(name) and name not in _OF_SOMEBODY and any(row.selector.type == name for row in allows)
         scoped = any(
             row.judge is None and "r" in row.letters and (not row.limited or subject or open_to_all)
             for row in self._scope_rows(name)
@@ -267,6 +267,8 @@ def _but(place: str, passed: frozenset[str]) -> str:
     return f"{head}[?{tests}]{tail}"
 
 
+_OF_SOMEBODY = frozenset({"Binary", "Device", "Provenance"})
+"""Types without a subject of which one may be somebody's all the same: they are shown by what they belong to."""
 OPAQUE = "opaque"
 """Stands for a rule where content goes because no rule lets it through."""
 RULE_LETTERS = {"read": "r", "vread": "v", "search": "s", "history": "h", "create": "c", "update": "u", "patch": "p", "delete": "d"}

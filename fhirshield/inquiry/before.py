@@ -61,6 +61,12 @@ class Before(Searches):
     async def _drafted(self, permit: Permit, gathered: Gathered) -> Draft:
         creates = permit.interaction.kind is Kind.CREATE
         stored = Stored(None) if creates else await self._gather.stored(permit, gathered)
+        if (
+            stored.resource is not None
+            and permit.interaction.type == "Binary"
+            and not await self._readable(permit, stored.resource, gathered)
+        ):
+            raise Refused(not_found())
         if not creates and (denial := may_change(permit, stored, self._rules)):
             raise Refused(denial)
         image = self._written.image(permit, stored)
@@ -73,8 +79,7 @@ class Before(Searches):
         """What is named and there; a Binary only where it belongs to what this caller may see."""
         found = dict(await self._gather.named(permit, wanted, gathered))
         for name in [name for name in found if name.type == "Binary"]:
-            read = authorize(permit.principal, Interaction(Kind.READ, type="Binary", id=name.id), permit.situation, self._rules)
-            if not isinstance(read, Permit) or (read.thins and not await self._belongs(found[name], read, gathered)):
+            if not await self._readable(permit, found[name], gathered):
                 del found[name]
         return found
 
@@ -103,6 +108,12 @@ class Before(Searches):
         if not await self._belongs(binary, permit, gathered):
             raise Refused(not_found())
         return belonging(permit, binary.get("securityContext"))
+
+    async def _readable(self, permit: Permit, binary: Any, gathered: Gathered) -> bool:
+        """Whether this caller may read a Binary, and so refer to it or change it."""
+        asked = Interaction(Kind.READ, type="Binary", id=binary["id"])
+        read = authorize(permit.principal, asked, permit.situation, self._rules)
+        return isinstance(read, Permit) and (not read.thins or await self._belongs(binary, read, gathered))
 
     async def _belongs(self, binary: Any, permit: Permit, gathered: Gathered) -> bool:
         """Whether a Binary belongs to what this caller may see: by a link that it is shown, where no security context says so."""

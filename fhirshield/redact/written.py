@@ -13,6 +13,7 @@ from typing import Any
 from fhirshield.fhir.content import Misfit, primitives
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Kind
+from fhirshield.fhir.json import same
 from fhirshield.fhir.patch import PatchError, apply
 from fhirshield.fhir.reference import rebased
 from fhirshield.model import Denial, Obligation, Permit, Reason, Refused, Stored, Tally, TypeView, misfit
@@ -100,7 +101,8 @@ class Written:
     # --- the merge ------------------------------------------------------------------------------------------------
 
     def _merged(self, permit: Permit, stored: Stored, seen: _Seen, new: Any, view: TypeView) -> Any:
-        if view.type in _NESTING:
+        retyped = view.type == "Binary" and seen.applies and not same(new.get("contentType"), stored.resource.get("contentType"))
+        if view.type in _NESTING or retyped:
             raise Refused(_part())
         if "meta" not in new and "meta" in (shown := _unmarked(seen.view, stored.resource, whole=False)):
             new["meta"] = shown["meta"]

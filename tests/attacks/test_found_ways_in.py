@@ -198,3 +198,91 @@ async def test_what_a_stored_bundle_says_of_an_entry_without_resource(tmp_path: 
         here.store.load([{"resourceType": "Bundle", "id": "b", "type": "transaction", "entry": [gone]}])
         reply = await batch(here, here.token("user/*.rs", roles=["staff"]), entry("GET", "Bundle/b"))
         assert b"Patient/v" not in reply.body and reply.json["entry"][0]["resource"]["entry"][0]["request"]["method"] == "DELETE"
+
+
+REDACTED: Any = {
+    "rules": [
+        {"id": "all", "who": {"roles": ["*"]}, "allow": {"interactions": ["*"], "resources": ["*"], "delete_unseen": True, "opaque": {"types": ["*"]}}},
+        {"id": "hide", "who": {"roles": ["nurse"]}, "redact": [{"resources": ["Patient"], "path": "$.identifier", "with": "remove"}]},
+        {"id": "vip", "who": {"roles": ["staff"]}, "deny": {"interactions": ["*"], "resources": ["*?_security=VIP"]}},
+    ]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["nurse", "staff"])
+async def test_which_binaries_there_are_is_not_told(tmp_path: Path, role: str) -> None:
+    answers = []
+    for there in (True, False):
+        (tmp_path / str(there)).mkdir()
+        async with world(tmp_path / str(there), REDACTED, make=Simulator) as here:
+            await filled(here)
+            if not there:
+                for name in ("b", "priv", "pub"):
+                    here.store.remove(f"Binary/{name}")
+                    del here.store._versions["Binary", name]
+                here.store._log = [row for row in here.store._log if row[0] != "Binary" or row[1] not in {"b", "priv", "pub"}]
+                here.store.remove("DocumentReference/d")
+                del here.store._versions["DocumentReference", "d"]
+            else:
+                here.store.remove("DocumentReference/d")
+            token = here.token("user/*.cruds", roles=[role])
+            found = []
+            for path in ("/Binary?_id=b,absent&_count=1", "/Binary?_count=1", "/Binary/b/_history", "/Binary/b/_history/1", "/Binary/_history?_count=1",
+                         "/Binary?_summary=count", "/Binary?_lastUpdated=gt2000&_count=1"):  # fmt: skip
+                reply = await here.ask(path, token)
+                found.append((reply.status, reply.body.replace(here.base.encode(), b"")))
+            for method, path, headers in (
+                ("POST", "/Binary", {"If-None-Exist": "_id=b"}),
+                ("PUT", "/Binary?_id=b", {}),
+                ("PUT", "/Binary/b", {}),
+                ("DELETE", "/Binary/b", {}),
+            ):
+                body = (
+                    binary("b") if method == "PUT" and "?" not in path else {"resourceType": "Binary", "contentType": "text/plain"}
+                )
+                data = None if method == "DELETE" else json.dumps(body)
+                reply = await here.ask(path, token, method, data=data, headers={**FHIR, **headers} if data else {})
+                found.append((reply.status, reply.body))
+            answers.append(found)
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("scope", ["user/Binary.u", "user/Binary.d", "user/*.ud"])
+async def test_who_may_not_read_a_binary_may_not_change_it(tmp_path: Path, scope: str) -> None:
+    async with world(tmp_path, REDACTED, make=Simulator) as here:
+        await filled(here)
+        token = here.token(scope, roles=["staff"])
+        for name in ("hid", "b", "absent"):
+            put = await here.ask(f"/Binary/{name}", token, "PUT", data=json.dumps(binary(name, context="Patient/p1")), headers=FHIR)
+            assert put.status in {403, 404} and (await here.ask(f"/Binary/{name}", token, "DELETE")).status in {403, 404}
+        assert not [method for method, _, _ in here.seen if method in {"PUT", "DELETE"}]
+
+
+async def test_names_of_what_may_be_somebodys_go_even_where_a_rule_names_the_type(tmp_path: Path) -> None:
+    rules = {
+        "rules": [{**OPEN["rules"][0], "allow": {"interactions": ["*"], "resources": ["*", "Device", "Provenance", "Binary"]}}]
+    }
+    async with world(tmp_path, rules, make=Simulator) as here:
+        named = {"reference": "Device/dv2", "display": "pump of another", "identifier": {"value": "SN-2"}}
+        here.store.load([{**OBSERVATION, "id": "oa", "subject": {"reference": "Patient/p1"}, "device": named},
+                         {"resourceType": "Device", "id": "dv2", "patient": {"reference": "Patient/p2"}}])  # fmt: skip
+        token = here.token("patient/*.rs", patient="p1")
+        assert (await here.ask("/Device/dv2", token)).status == 404
+        assert (await here.ask("/Observation/oa", token)).json["device"] == {"reference": "Device/dv2"}
+
+
+async def test_the_media_type_of_what_is_hidden_stays(tmp_path: Path) -> None:
+    async with world(tmp_path, OPEN, {"upstreams": [{"hidden_narrative": "drop"}]}, make=Simulator) as here:
+        await filled(here)
+        token = here.token("user/*.cruds")
+        view = (await here.ask("/Binary/html", token)).json
+        assert "data" not in view
+        for kind, status in (("application/pdf", 403), ("text/html", 200)):
+            body = {**view, "contentType": kind}
+            assert (await here.ask("/Binary/html", token, "PUT", data=json.dumps(body), headers=FHIR)).status == status
+        assert (await here.direct("/Binary/html"))["data"] == PDF
+
+
+async def test_a_count_of_many_digits_is_refused(tmp_path: Path) -> None:
+    async with world(tmp_path, OPEN, make=Simulator) as here:
+        assert (await here.ask("/Patient?_count=" + "9" * 5000, here.token())).status == 400
