@@ -52,6 +52,7 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("ids are free", "authorize/writing.py", "if kind is Kind.UPDATE and writer.may_create_by_update():", "if kind is Kind.UPDATE:"),
     ("references to what is hidden", "authorize/writing.py", "        if resource is None or not _may_refer(writer, resource):\n            return _not_visible(place)\n    return replace(permit, writing=drafted.writing)", "        if resource is None:\n            return _not_visible(place)\n    return replace(permit, writing=drafted.writing)"),
     ("conditions on what is hidden", "inquiry/search.py", "if inner.thins or inner.joins:", "if False:"),
+    ("loose binaries count as seen", "authorize/caller.py", "and not found.withheld_by and not belonging", "and not found.withheld_by"),
     ("hidden parts are compared", "redact/written.py", "if interaction.if_match and interaction.if_match != seen.version:", "if interaction.if_match and interaction.if_match != stored.version:"),
 )  # fmt: skip
 """(guard, file, what stands there, what stands there without it)"""

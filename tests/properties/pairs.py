@@ -35,6 +35,8 @@ RULES: Any = {
             {"resources": ["Patient"], "path": "$.birthDate", "with": "generalize", "to": "year"},
             {"resources": ["Encounter"], "path": "$.period", "with": "remove"},
             {"resources": ["Observation"], "path": "$.note", "with": "remove"}]},
+        {"id": "desk", "who": {"roles": ["desk"]}, "allow": {**ALL, "delete_unseen": True, "opaque": {"types": ["*"]}}, "redact": [
+            {"resources": ["Patient"], "path": "$.identifier[?@.system=='urn:ssn']", "with": "remove"}]},
         {"id": "feed", "who": {"roles": ["feed"]}, "allow": {"interactions": ["create", "update", "delete"], "resources": ["Observation"]}},
     ]
 }  # fmt: skip
@@ -64,6 +66,21 @@ def vip(rng: random.Random, identity: str) -> Resource:
 def labelled(rng: random.Random, identity: str) -> Resource:
     """A labelled Observation."""
     return {**resource(rng, "Observation", identity), "meta": VIP}
+
+
+def loose(rng: random.Random, identity: str) -> Resource:
+    """A Binary that belongs to nothing."""
+    return {"resourceType": "Binary", "id": identity, "contentType": "text/plain", "data": rng.choice(("QQ==", "QkI="))}
+
+
+def renumbered(rng: random.Random, found: Resource) -> Resource:
+    """Another social security number, or none."""
+    if found["resourceType"] != "Patient":
+        return found
+    made = copy.deepcopy(found)
+    made["identifier"] = [i for i in made["identifier"] if i["system"] != "urn:ssn"]
+    made["identifier"] += [{"system": "urn:ssn", "value": f"{rng.randrange(1000)}"}] if rng.random() < 0.8 else []
+    return made
 
 
 def others(rng: random.Random, identity: str) -> Resource:
@@ -128,6 +145,7 @@ CALLERS = (
     Caller("staff", "user/*.cruds", vip, unnamed),
     Caller("nurse", "user/*.cruds", outside_ward, redacted, frozenset({"Patient", "Observation", "Encounter"})),
     Caller("app", "patient/*.cruds", others, unnamed, patient="p1"),
+    Caller("desk", "user/*.cruds", loose, renumbered, frozenset({"Patient"})),
     Caller("feed", "user/Observation.cud", labelled, unedited),
     Caller("clerk", "user/*.rs", inactive, unedited),
     Caller("vitals", "user/Observation.rs?category=urn:cat|vital-signs user/Patient.rs", not_vital, unedited),
@@ -384,7 +402,16 @@ def _bundle(rng: random.Random) -> Asked:
 
 
 def _binary(rng: random.Random) -> Asked:
-    return Asked("GET", f"/Binary/{rng.choice(('b1', 'g1'))}")
+    name = rng.choice(("b1", *GHOSTS))
+    if rng.random() < 0.2:
+        made = {"resourceType": "Binary", "contentType": "text/plain"}
+        return Asked("POST", "/Binary", made, (("If-None-Exist", f"_id={name}"),))
+    return Asked(
+        "GET",
+        rng.choice(
+            (f"/Binary/{name}", f"/Binary/{name}/_history", "/Binary?_count=1", f"/Binary?_id={name}", "/Binary/_history?_count=1")
+        ),
+    )
 
 
 _MAKERS: dict[str, Callable[[random.Random], Asked]] = {
