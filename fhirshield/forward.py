@@ -218,6 +218,11 @@ class Forwarder:
 
     def _accept(self, plan: Plan, response: Response) -> Answer:
         interaction = plan.permit.interaction
+        if plan.permit.asynchronous and (response.status == 202 or (interaction.ends and response.status in {200, 204})):
+            kept = {
+                name: value for name in ("content-location", "retry-after") if _PLAIN.match(value := response.headers.get(name, ""))
+            }
+            return Answer(plan, 202, kept, None, careful=False, deep=False)
         tells = (
             interaction.operation == "$validate" and response.status in {400, 412, 422} and b'"OperationOutcome"' in response.body
         )

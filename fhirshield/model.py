@@ -395,6 +395,8 @@ class Permit:
     """The types that an operation may change."""
     opaque: Opaque | None = None
     """What a Binary's own bytes may be."""
+    asynchronous: bool = False
+    """The upstream may answer with a job."""
 
 
 @dataclass(frozen=True, slots=True)

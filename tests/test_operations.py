@@ -273,3 +273,59 @@ async def test_operations_in_a_batch(tmp_path: Path) -> None:
             entry("GET", "Patient/a/$everything"),
         )
         assert [row["response"]["status"][:3] for row in reply.json["entry"]] == ["200", "404", "200"]
+
+
+@pytest.mark.promise
+async def test_a_job_is_its_owners_alone(tmp_path: Path) -> None:
+    async with world(tmp_path, RULES, make=Simulator) as here:
+        await ready(here)
+        later = {"Prefer": "respond-async"}
+        token = here.token("user/*.cruds", roles=["clerk"])
+        begun = await here.ask("/Patient/a/$process", token, headers=later)
+        where = begun.headers["content-location"]
+        assert begun.status == 202 and where.startswith(f"{here.base}/$job?_page=") and not begun.body
+        assert here.upstream not in where and "x-progress" not in begun.headers
+        for other in (here.token("user/*.cruds", roles=["clerk"], sub="other"), here.token("user/*.rs", roles=["clerk"])):
+            for method in ("GET", "DELETE"):
+                assert (await here.ask(where, other, method)).status == 404
+        assert here.store.jobs["1"][0] == 0, "nobody else asked about it"
+        assert (await here.ask(where, here.token("user/*.cruds", roles=["all"]))).status == 405, "rights are judged anew"
+        assert (await here.ask(where)).status == 401
+        going = await here.ask(where, token)
+        assert going.status == 202 and going.headers["retry-after"] == "3" and "content-location" not in going.headers
+        done = await here.ask(where, token)
+        assert done.json == (await here.ask("/Patient/a/$process", token)).json and b"vip" not in done.body
+        for place in (
+            where.replace("$job?", "Patient?"),
+            where.replace("$job?", "Patient/a/$process?"),
+            f"{here.base}/$job",
+            f"{here.base}/$job?_page=x",
+        ):
+            assert (await here.ask(place, token)).status in {400, 404}
+        here.seen.clear()
+        gone = await here.ask(where, token, "DELETE")
+        assert gone.status == 202 and not here.store.jobs, [(m, t) for m, t, _ in here.seen]
+        assert (await here.ask(where, token)).status == 404
+        assert (await asked(here, "all", "/Patient/a/$everything")).status == 200
+        admin = here.token("user/*.cruds", roles=["admin"])
+        body = json.dumps({"resourceType": "Observation", "status": "final", "code": {"text": "x"}})
+        assert (await here.ask("/Observation/$process", admin, "POST", data=body, headers={**FHIR, **later})).status == 200, (
+            "no job of what changes"
+        )
+        assert not here.store.jobs
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["http://evil.example/job", "/fhir/$job-status", "{upstream}/../admin?x=y", "{upstream}/a%2fb", "{upstream}", "nonsense", ""],
+)
+async def test_a_job_elsewhere_is_no_job(tmp_path: Path, where: str) -> None:
+    class Odd(Simulator):
+        def _later(self, *rest: Any) -> Any:
+            found = super()._later(*rest)
+            return (202, "", [(b"content-location", where.replace("{upstream}", self.base).encode())]) if found else None
+
+    async with world(tmp_path, RULES, make=Odd) as here:
+        await ready(here)
+        reply = await here.ask("/Patient/a/$process", here.token("user/*.rs", roles=["clerk"]), headers={"Prefer": "respond-async"})
+        assert reply.status == 502 and "content-location" not in reply.headers

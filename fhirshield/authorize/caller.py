@@ -89,6 +89,10 @@ def _operation(
     permit = _permit(stand, found, principal, interaction, situation, rules, binding)
     named = known(interaction.operation, interaction.type, interaction.id) is not None
     judge = permit.judge if named else only(permit.judge, opened.output)
+    job = interaction.asynchronous and not named and not opened.affects
+    if interaction.page is not None and not named and not job:
+        return _not_served(interaction)
+    permit = replace(permit, asynchronous=job)
     return replace(permit, judge=judge, thins=True, sent=interaction.parameters, output=opened.output, affects=opened.affects)
 
 

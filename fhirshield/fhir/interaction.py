@@ -104,6 +104,10 @@ class Interaction:
     answer: Return = Return.REPRESENTATION
     name: str = ""
     """What other entries of a transaction call what is made here: a URN."""
+    asynchronous: bool = False
+    """``Prefer: respond-async`` (FHIR R4 §3.1.0.7): an operation may answer with a job."""
+    ends: bool = False
+    """The job that ``page`` leads to is to be ended."""
     most: int = 0
     """Of each code, by ``$lastn``."""
     raw: tuple[str, ...] = ()

@@ -51,7 +51,9 @@ OPERATIONS: dict[str, Operation] = dict(
 )  # fmt: skip
 """By name; no types: every type. ``$lastn`` takes the search parameters of its type besides ``max``."""
 
-NEVER = frozenset({"$graphql", "$meta-add", "$meta-delete"})
+JOB = "$job"
+"""Where a job is asked about, at this shield."""
+NEVER = frozenset({"$graphql", "$meta-add", "$meta-delete", JOB})
 """What no rule can open: its answers, or effects, are not ones that can be judged."""
 
 

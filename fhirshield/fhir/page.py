@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
@@ -36,7 +37,10 @@ class Page:
     form: bool = False
     """The query travels as the body of POST ``_search``."""
     place: str = ""
-    """Where it was asked, below the base: ``Patient``, ``Patient/1/_history``."""
+    """Where it was asked, below the base: ``Patient``, ``Patient/1/_history``; ``$job`` for a job."""
+    id: str = ""
+    operation: str = ""
+    """Of a job: the operation that it carries out, and on which resource."""
 
     def dump(self) -> bytes:
         """As bytes for sealing."""
@@ -75,3 +79,22 @@ def link_target(url: object, base: str, *places: str) -> Target | None:
     if place is None or (place and place not in places) or parts.fragment:
         return None
     return tuple(place.split("/")) if place else (), query
+
+
+_SEGMENT = re.compile(r"\$?[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+
+
+def job_target(url: object, base: str) -> Target | None:
+    """Where a server's job is asked about, taken apart; None unless it is plainly below the base."""
+    if not isinstance(url, str):
+        return None
+    try:
+        parts, home = urlsplit(url), urlsplit(base)
+        query = tuple(parse_qsl(parts.query, keep_blank_values=True, max_num_fields=50))
+    except ValueError:
+        return None
+    own = home.path.rstrip("/") + "/"
+    if (parts.scheme, parts.netloc) != (home.scheme, home.netloc) or not parts.path.startswith(own) or parts.fragment:
+        return None
+    segments = tuple(parts.path.removeprefix(own).split("/"))
+    return (segments, query) if 0 < len(segments) < 6 and all(map(_SEGMENT.match, segments)) else None

@@ -147,6 +147,12 @@ def preferred_return(headers: Headers) -> Return:
     return Return.REPRESENTATION
 
 
+def is_asynchronous(headers: Headers) -> bool:
+    """Whether ``Prefer: respond-async`` was asked for (RFC 7240 §4.1)."""
+    preferences = headers.get("prefer", "").replace(";", ",").split(",")
+    return any(p.strip().lower() == "respond-async" for p in preferences)
+
+
 def is_lenient(headers: Headers) -> bool:
     """Whether ``Prefer: handling=lenient`` was asked for."""
     preferences = headers.get("prefer", "").replace(";", ",").split(",")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.operations import JOB
 from fhirshield.fhir.page import Page, Parameter
 from fhirshield.model import Denial, Habits, Reason, Refused, Situation
 from fhirshield.receive import headers as head
@@ -120,6 +121,9 @@ class Receiver:
             raise _unknown(interaction.parameters[0].name)
         if interaction.searches and head.is_lenient(headers):
             interaction = replace(interaction, lenient=True)
+        if interaction.kind is Kind.OPERATION:
+            ends = request.method == "DELETE"
+            interaction = replace(interaction, asynchronous=head.is_asynchronous(headers), ends=ends)
         return self._paged(interaction, request.now)
 
     def content(self, interaction: Interaction, request: Request) -> Interaction:
@@ -176,6 +180,8 @@ class Receiver:
 
     def _paged(self, interaction: Interaction, now: dt.datetime) -> Interaction:
         tokens = [p.value for p in interaction.parameters if p.name == "_page"]
+        if not tokens and interaction.operation == JOB:
+            raise Refused(bad_page())
         if not tokens:
             return interaction
         paged = interaction.recalls or interaction.kind in {Kind.SEARCH_TYPE, Kind.OPERATION}
@@ -185,6 +191,9 @@ class Receiver:
         page = Page.load(content) if content is not None else None
         if page is None or page.place != "/".join(interaction.place) or page.expires <= now.timestamp():
             raise Refused(bad_page())
+        if page.place == JOB:
+            asked = replace(interaction, type=page.type, id=page.id, operation=page.operation)
+            return replace(asked, page=page, parameters=page.parameters, asynchronous=True)
         kind = Kind.PAGE if interaction.kind is Kind.SEARCH_TYPE else interaction.kind
         return replace(interaction, kind=kind, page=page, parameters=page.parameters)
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Interaction, Kind
+from fhirshield.fhir.operations import JOB
 from fhirshield.fhir.page import Parameter
 from fhirshield.receive.headers import malformed
 
@@ -92,6 +93,8 @@ def _base(verb: str, segments: tuple[str, ...], is_id: Ids) -> Found:
         return (whole, {}) if whole else None
     if len(segments) == 1:
         only = segments[0]
+        if only == JOB and verb in {"GET", "DELETE"}:
+            return Kind.OPERATION, {"operation": only}
         if _OPERATION.match(only) and verb in {"GET", "POST"}:
             return Kind.OPERATION, {"operation": only}
         table: dict[tuple[str, str], Kind] = {

@@ -10,7 +10,8 @@ import re
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from fhirshield.fhir.page import Page, Target, link_target
+from fhirshield.fhir.operations import JOB
+from fhirshield.fhir.page import Page, Target, job_target, link_target
 from fhirshield.fhir.reference import rebased
 from fhirshield.model import Permit
 from fhirshield.ring import Ring
@@ -111,6 +112,19 @@ class Linker:
         )
         url = f"{situation.base}/{page.place}?_page={self._ring.seal('page links', page.dump())}"
         return {"relation": relation, "url": url}
+
+    def job(self, permit: Permit, upstream: Any) -> str:
+        """Where a job of the upstream's is asked about, sealed and bound to its owner; empty where it is not one below its base."""
+        interaction, situation = permit.interaction, permit.situation
+        found = (job_target(upstream, base) for base in situation.bases)
+        target = next((one for one in found if one is not None), None)
+        if target is None:
+            return ""
+        page = Page(
+            type=interaction.type, parameters=interaction.parameters, segments=target[0], query=target[1], binding=permit.binding,
+            expires=situation.now.timestamp() + self._lifetime, place=JOB, id=interaction.id, operation=interaction.operation,
+        )  # fmt: skip
+        return f"{situation.base}/{JOB}?_page={self._ring.seal('page links', page.dump())}"
 
     def _self(self, permit: Permit) -> str:
         interaction = permit.interaction

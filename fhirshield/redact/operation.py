@@ -144,6 +144,8 @@ def operated(redactor: Redactor, answer: Answer) -> View:
     work = Work(permit, Tally(), redactor.tools(permit), answer.careful, answer.deep, answer.named)
     if permit.writing is not None:
         work.tally.patients.update(permit.writing.patients)
+    if answer.resource is None and permit.asynchronous:
+        return View(202, _job(redactor, answer), b"", Reason.PERMITTED, work.tally)
     if answer.resource is None:
         return View(answer.status, (), b"", Reason.PERMITTED, work.tally)
     if answer.resource["resourceType"] == "OperationOutcome":
@@ -153,6 +155,18 @@ def operated(redactor: Redactor, answer: Answer) -> View:
     if body is None:
         raise Refused(Denial(404, Reason.NOT_FOUND, "not-found", "no such resource for this caller", rule=verdict.rule))
     return View(200, (JSON,), body[0], Reason.PERMITTED, work.tally, verdict.rule)
+
+
+def _job(redactor: Redactor, answer: Answer) -> tuple[tuple[str, str], ...]:
+    """The headers of a job that goes on: where it is asked about, by its owner alone. Raises Refused."""
+    permit, retry = answer.plan.permit, answer.headers.get("retry-after", "")
+    headers = (("Retry-After", retry),) if re.fullmatch(r"[0-9]{1,6}", retry) else ()
+    if permit.interaction.page is not None:
+        return headers
+    where = redactor.linker.job(permit, answer.headers.get("content-location"))
+    if not where:
+        raise Refused(Denial(502, Reason.UPSTREAM_MALFORMED, "transient", "the server named no job that can be asked about"))
+    return (("Content-Location", where), *headers)
 
 
 _PLACE = re.compile(r"[A-Z][A-Za-z]{1,60}(?:\.[a-z][A-Za-z0-9]{0,60}(?:\[[0-9]{1,4}\])?){0,20}\Z")

@@ -31,7 +31,8 @@ def rewrite(interaction: Interaction, permit: Permit) -> Plan:
         return _write(interaction, permit)
     if interaction.page is not None:
         page = interaction.page
-        return Plan(permit, "POST" if page.form else "GET", page.segments, page.query, form=page.form)
+        method = "DELETE" if interaction.ends else "POST" if page.form else "GET"
+        return Plan(permit, method, page.segments, page.query, form=page.form)
     if interaction.kind is Kind.OPERATION:
         return _operation(interaction, permit)
     if interaction.recalls:
@@ -92,7 +93,8 @@ def _entry(plan: Plan) -> dict[str, Any]:
 def _operation(interaction: Interaction, permit: Permit) -> Plan:
     """What an operation is given, written anew: simple parameters in the query, a resource in Parameters or by itself."""
     name, given = interaction.operation, {p.name: p.value for p in permit.sent}
-    headers = (("X-Request-Id", permit.situation.decision),) if permit.affects else ()
+    headers: tuple[tuple[str, str], ...] = (("X-Request-Id", permit.situation.decision),) if permit.affects else ()
+    headers += (("Prefer", "respond-async"),) if permit.asynchronous else ()
     if name == "$everything":
         rest = tuple((key, value) for key, value in given.items() if key != "_count")
         return Plan(permit, "GET", interaction.place, (*rest, ("_count", str(MOST_AT_ONCE))), form=False)
@@ -107,7 +109,7 @@ def _operation(interaction: Interaction, permit: Permit) -> Plan:
         return Plan(permit, "POST", place, (), form=False, body=encode({"resourceType": "Parameters", "parameter": rows}))
     query = tuple((p.name, p.value) for p in permit.sent)
     if not interaction.by_post or (interaction.content is None and not permit.affects):
-        return Plan(permit, "GET", place, query, form=False)
+        return Plan(permit, "GET", place, query, form=False, headers=headers)
     content = interaction.content if interaction.content is not None else {"resourceType": "Parameters"}
     return Plan(permit, "POST", place, query, form=False, body=encode(content), headers=headers)
 

@@ -50,6 +50,7 @@ class Simulator(Store):
     def __init__(self, base: str, page: int = 20, *, integrity: bool = False) -> None:
         super().__init__(base, page)
         self._integrity = integrity
+        self.jobs: dict[str, Any] = {}
         self._log: list[tuple[str, str, int, str]] = []
         """Versions in the order in which they came to be."""
 
@@ -75,7 +76,7 @@ class Simulator(Store):
     def serve(self, method: str, segments: list[str], query: list[tuple[str, str]], body: str, headers: dict[str, str]) -> Reply:
         operation = segments[-1] if segments and segments[-1].startswith("$") else ""
         if operation:
-            return self._operate(method, segments, query, body)
+            return self._later(headers, method, segments, query, body) or self._operate(method, segments, query, body)
         if method == "POST" and not segments:
             return self._bundle(json.loads(body))
         if method == "GET" and segments and segments[-1] == "_history":
@@ -256,6 +257,26 @@ class Simulator(Store):
         return matches_one(resource, name, text) if code in STORED else _plain(resource, path, kind, text, modifier)
 
     # --- operations -----------------------------------------------------------------------------------------------
+
+    def _later(
+        self, headers: dict[str, str], method: str, segments: list[str], query: list[tuple[str, str]], body: str
+    ) -> Reply | None:
+        """A job: begun by ``respond-async``, done when it is asked about the second time."""
+        if segments == ["$job-status"]:
+            number = dict(query).get("_jobId", "")
+            if number not in self.jobs:
+                return 404, _outcome("not-found"), []
+            if method == "DELETE":
+                del self.jobs[number]
+                return 202, "", []
+            asked, *job = self.jobs[number]
+            self.jobs[number] = (asked + 1, *job)
+            return (202, "", [(b"retry-after", b"3"), (b"x-progress", b"half")]) if asked == 0 else self._operate(*job)
+        if "respond-async" in headers.get("prefer", ""):
+            number = str(len(self.jobs) + 1)
+            self.jobs[number] = (0, method, segments, query, body)
+            return 202, "", [(b"content-location", f"{self.base}/$job-status?_jobId={number}".encode())]
+        return None
 
     def _operate(self, method: str, segments: list[str], query: list[tuple[str, str]], body: str) -> Reply:
         *place, operation = segments
