@@ -41,7 +41,7 @@ OPERATIONS: tuple[Operation, ...] = (
 SILENT = {"text", "meta", "section"}
 """Elements that a redacted view need not show as they were: narrative (a Composition's sections with it), version, marks."""
 AROUND = {("total",), *((first, last) for first in ("link",) for last in ("relation", "url"))}
-AROUND |= {("entry", name) for name in ("link", "request", "response")}
+AROUND |= {("entry", name) for name in ("link", "request", "response", "fullUrl")}
 """What a stored Bundle says around its entries, which goes where anything may be hidden from the caller."""
 counted = {"hidden": 0, "visible": 0}
 
