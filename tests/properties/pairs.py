@@ -203,7 +203,7 @@ def scripts(rng: random.Random, caller: Caller) -> tuple[list[Event], list[Event
             _hidden_late(rng, second, ghost)
         if rng.random() < 0.2:
             second.append(("remove", f"{rng.choice(('Patient', 'Observation', 'Practitioner'))}/{ghost}", -1))
-    for _ in range(rng.randrange(5) if caller.redacts else 0):
+    for _ in range(rng.randrange(2, 7) if caller.redacts else 0):
         place = rng.randrange(len(second))
         what, one, own = second[place]
         if what == "save" and own >= 0 and one["resourceType"] in caller.redacts:
@@ -326,7 +326,7 @@ def _search(rng: random.Random) -> Asked:
 def _read(rng: random.Random) -> Asked:
     return Asked(
         rng.choice(("GET", "GET", "HEAD")),
-        "/" + _name(rng) + rng.choice(("", "", "", "/$meta", *(f"/_history/{n}" for n in range(1, 5)))),
+        "/" + _name(rng) + rng.choice(("", "", "", "/$meta", *(f"/_history/{n}" for n in range(1, 4)))),
     )
 
 
@@ -358,9 +358,9 @@ def _operation(rng: random.Random) -> Asked:
 def _write(rng: random.Random) -> Asked:
     name = _name(rng)
     kind, _, identity = name.partition("/")
-    way = rng.choice(("edit", "edit", "post", "post", "put", "patch", "delete", "if-none-exist"))
+    way = rng.choice(("edit", "edit", "edit", "post", "post", "put", "patch", "delete", "if-none-exist"))
     if way == "edit":
-        guard = (("If-Match", f'W/"{rng.randrange(1, 4)}"'),) if rng.random() < 0.3 else ()
+        guard = (("If-Match", f'W/"{rng.randrange(1, 3)}"'),) if rng.random() < 0.5 else ()
         return Asked("PUT", "/" + name, headers=guard, edit=rng.choice(("gender", "same", "birthDate", "telecom", "status")))
     if way == "put":
         return Asked("PUT", "/" + name, resource(rng, kind, identity))
