@@ -6,7 +6,7 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY requirements.lock ./
 RUN python3 -m venv /venv \
- && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement requirements.lock
+ && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY fhirshield fhirshield
 COPY rules rules

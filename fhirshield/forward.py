@@ -6,7 +6,7 @@ What the upstream says beyond status, a few headers and one parsed resource ends
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from fhirshield.errors import MalformedFhir, Unavailable
@@ -78,12 +78,7 @@ class Forwarder:
 
     async def _write(self, plan: Plan) -> Answer:
         """Carry out a write; whatever leaves it open whether the upstream acted is said to be unknown."""
-        try:
-            response = await self._send(plan)
-        except Unavailable as error:
-            if not error.sent:
-                raise _failed(Reason.UPSTREAM_FAILED, "the server did not answer; nothing was written") from None
-            raise _unknown(504 if error.slow else 502) from None
+        response = await _acting(self._send(plan))
         if response.status in {200, 201, 204}:
             return self._written(plan, response)
         if response.status in {409, 412} and await self._is_newer(plan):
@@ -95,12 +90,7 @@ class Forwarder:
 
     async def _affect(self, plan: Plan) -> Answer:
         """Invoke an operation that changes what is stored."""
-        try:
-            response = await self._send(plan)
-        except Unavailable as error:
-            if not error.sent:
-                raise _failed(Reason.UPSTREAM_FAILED, "the server did not answer; nothing was done") from None
-            raise _unknown(504 if error.slow else 502) from None
+        response = await _acting(self._send(plan))
         if response.status in {200, 201, 202, 204} and not response.body:
             return Answer(plan, 204, {}, None, careful=False, deep=False)
         if response.status == 200:
@@ -162,14 +152,9 @@ class Forwarder:
     async def together(self, asked: Together) -> list[Answer]:
         """Carry out a transaction; the answers to its writes, in their order. Raises Refused."""
         first = asked.plans[0]
-        try:
-            response = await self._server.send(
-                "POST", (), (), content=asked.body, headers=dict(asked.headers), authorization=self._authorization(first)
-            )
-        except Unavailable as error:
-            if not error.sent:
-                raise _failed(Reason.UPSTREAM_FAILED, "the server did not answer; nothing was written") from None
-            raise _unknown(504 if error.slow else 502) from None
+        authorization = self._authorization(first)
+        sending = self._server.send("POST", (), (), content=asked.body, headers=dict(asked.headers), authorization=authorization)
+        response = await _acting(sending)
         if response.status == 200:
             return self._all_written(asked, response)
         if response.status in {409, 412}:
@@ -257,6 +242,16 @@ class Forwarder:
             and len(entries) <= self._limits.entries
             and all(isinstance(entry, dict) for entry in entries)
         )
+
+
+async def _acting(sending: Awaitable[Response]) -> Response:
+    """The answer to what may change something; without one it is unknown whether it did. Raises Refused."""
+    try:
+        return await sending
+    except Unavailable as error:
+        if not error.sent:
+            raise _failed(Reason.UPSTREAM_FAILED, "the server did not answer; nothing was written") from None
+        raise _unknown(504 if error.slow else 502) from None
 
 
 def _refusal(interaction: Interaction, response: Response, issues: tuple[str, tuple[str, ...]] = ("", ())) -> Denial:

@@ -169,7 +169,10 @@ class Shield:
     async def _written(self, writes: list[tuple[Permit, Story]], story: Story) -> dict[int, View]:
         """What the writes of a transaction came to, by the identity of their stories. Raises Refused."""
         try:
-            await asyncio.gather(*(self._intend(permit, inner, story.situation.decision) for permit, inner in writes))
+            intents = (self._intend(permit, inner, story.situation.decision) for permit, inner in writes)
+            failed = [end for end in await asyncio.gather(*intents, return_exceptions=True) if end is not None]
+            if failed:  # nothing was sent; those that are durable are closed below
+                raise failed[0]
             story.intended = True
             plan = together([rewrite(permit.interaction, permit) for permit, _ in writes], story.situation)
             answers = await self._forward.together(plan)

@@ -37,7 +37,7 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("counts are the server's", "redact/searchset.py", "            if made is None:\n                continue\n            self._total += 1\n", "            self._total += 1\n            if made is None:\n                continue\n"),
     ("includes lead from anywhere", "redact/searchset.py", "keys = reached(permit.shape.includes, self._shown, resources, permit.situation.bases)", "keys = list(resources)"),
     ("includes are not judged", "redact/searchset.py", 'self._permit.judge(resource, "i", work.careful)', 'self._permit.judge(resource, "c", work.careful)'),
-    ("the past is judged by itself", "redact/history.py", "        if newest is None or not permit.judge(newest.resource, permit.interaction.letter, True).shown:\n", "        if newest is None:\n"),
+    ("the past is judged by itself", "redact/history.py", "        if newest is None or redactor.view_of(newest.resource, permit, permit.interaction.letter) is None:\n", "        if newest is None:\n"),
     ("equal views are two entries", "redact/history.py", "if token and before is not None and before.token == token:", "if False and before is not None:"),
     ("the newest of equal views stands", "redact/history.py", "            return None\n        return Seen(version, content, token", "            self.seen.pop()\n        return Seen(version, content, token"),
     ("versions go by number", "redact/history.py", "if (one.token or one.version.version) == version", "if version in {one.token, one.version.version}"),

@@ -92,8 +92,8 @@ def _operation(
     job = interaction.asynchronous and not named and not opened.affects
     if interaction.page is not None and not named and not job:
         return _not_served(interaction)
-    permit = replace(permit, asynchronous=job)
-    return replace(permit, judge=judge, thins=True, sent=interaction.parameters, output=opened.output, affects=opened.affects)
+    permit = replace(permit, judge=judge, thins=True, sent=interaction.parameters, asynchronous=job)
+    return replace(permit, output=opened.output, affects=opened.affects)
 
 
 def _past(stand: Standing, principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:

@@ -155,12 +155,15 @@ def _rows(stand: Standing, interaction: Interaction) -> list[tuple[RuleRow, Oper
 
 
 def _scoped(stand: Standing, interaction: Interaction, opened: Operation, asked: Asked) -> Denial | None:
-    """Scope ``r`` where it is invoked; scope and rule for an update of every type that it changes, of any resource of it."""
-    if interaction.type:
-        found = _of(stand, interaction.type)
-        denied = found.withheld_by or any(row.judge is None for row in found.denies)
-        if denied or not any("r" in row.letters for row in found.scopes):
-            return Denial(403, Reason.NO_SCOPE, "forbidden", f"no scope of the token grants `{opened.name}` on {found.type}")
+    """Scope ``r`` where it is invoked, without limits unless on one resource; scope and rule to update all that it changes."""
+    found = _of(stand, interaction.type or "Parameters")
+    denied = found.withheld_by or any(row.judge is None for row in found.denies)
+    scopes = [row for row in found.scopes if "r" in row.letters]
+    if not interaction.id:
+        scopes = [row for row in scopes if row.judge is None and not row.limited]
+    if denied or not scopes:
+        where = interaction.type or "the server"
+        return Denial(403, Reason.NO_SCOPE, "forbidden", f"no scope of the token grants `{opened.name}` on {where}")
     if opened.affects and not interaction.by_post:
         return Denial(405, Reason.NOT_SERVED, "not-supported", f"`{opened.name}` changes what is stored: it is invoked by POST")
     for name in sorted(opened.affects):

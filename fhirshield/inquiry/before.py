@@ -92,7 +92,7 @@ class Before(Searches):
             read = replace(asked, kind=Kind.READ, operation="", parameters=(), content=None)
             reading = granted(authorize(permit.principal, read, permit.situation, self._rules))
             stored = await self._gather.stored(reading, gathered)
-            seen = stored.resource is not None and reading.judge(stored.resource, "r", stored.careful).shown
+            seen = stored.resource is not None and self._redact.view_of(stored.resource, reading) is not None
             if not seen or not on_this(permit, stored.resource, self._rules):
                 raise Refused(not_found())
         named = refers(asked, permit.situation.bases)
@@ -120,13 +120,13 @@ class Before(Searches):
         context, bases = binary.get("securityContext"), permit.situation.bases
         if context is None:
             name = Literal("Binary", binary["id"])
-            shown = [self._shows(owner, permit) for owner in await self._gather.referring(permit, name, gathered)]
+            shown = [self._shown(owner, permit) for owner in await self._gather.referring(permit, name, gathered)]
             return None not in shown and any(name in documents_of(view, bases) for view in shown)
         named = literal(context.get("reference") if type(context) is dict else None, bases)
         owners = list((await self._gather.named(permit, [named] if named else [], gathered)).values())
-        return bool(owners) and all(self._shows(owner, permit) is not None for owner in owners)
+        return bool(owners) and all(self._shown(owner, permit) is not None for owner in owners)
 
-    def _shows(self, resource: Any, permit: Permit) -> Any:
+    def _shown(self, resource: Any, permit: Permit) -> Any:
         """A resource as this caller is shown it; None where it is not."""
         read = Interaction(Kind.READ, type=resource["resourceType"], id=resource["id"])
         reading = authorize(permit.principal, read, permit.situation, self._rules)

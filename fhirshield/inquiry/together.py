@@ -34,6 +34,7 @@ class Together(Before):
                 if permit.affects:
                     text = f"`{interaction.operation}` changes what is stored, and could not be undone with the other entries"
                     raise Refused(Denial(400, Reason.NOT_SERVED, "not-supported", text))
+                self._check_joins(permit)
                 permits.append(await self._conditioned(permit, gathered) if permit.interaction.condition else permit)
         _check_distinct(permits)
         permits = await self._linked(permits, gathered)
@@ -53,6 +54,11 @@ class Together(Before):
             with within(place):
                 permits[place] = granted(endorse(permits[place], drafted, seen, self._rules))
         return permits
+
+    def _check_joins(self, permit: Permit) -> None:
+        """What is read comes after what is written: so whether its chains may be asked is decided now. Raises Refused."""
+        for join in permit.joins:
+            self._check_joins(granted(authorize(permit.principal, join.search, permit.situation, self._rules)))
 
     async def _linked(self, permits: list[Permit], gathered: Gathered) -> list[Permit]:
         """The permits with the names of what is already there, and conditional references, as literal references."""

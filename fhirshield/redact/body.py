@@ -90,10 +90,10 @@ class Redactor:
         view = View(200, tuple(headers), content, Reason.PERMITTED, work.tally, verdict.rule)
         return raw(view, permit) if permit.interaction.raw else view
 
-    def view_of(self, resource: Any, permit: Permit) -> bytes | None:
+    def view_of(self, resource: Any, permit: Permit, letter: str = "r") -> bytes | None:
         """What a read of a resource would show, without touching it; None where it is withheld."""
         work = Work(permit, Tally(), self.tools(permit), careful=True, deep=True, named=False)
-        found = self.body(decode(encode(resource)), permit.judge(resource, "r", True), work)
+        found = self.body(decode(encode(resource)), permit.judge(resource, letter, True), work)
         return found[0] if found else None
 
     def body(self, resource: Any, verdict: Verdict, work: Work, again: Again = None) -> tuple[bytes, str] | None:

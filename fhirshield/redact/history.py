@@ -42,7 +42,7 @@ class Past:
         self.seen: list[Seen] = []
         """The oldest first."""
         newest = next((version for version in versions if version.resource is not None), None)
-        if newest is None or not permit.judge(newest.resource, permit.interaction.letter, True).shown:
+        if newest is None or redactor.view_of(newest.resource, permit, permit.interaction.letter) is None:
             return
         labels = _labels(newest.resource)
         for version in reversed(versions):

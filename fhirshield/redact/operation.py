@@ -152,6 +152,8 @@ def operated(redactor: Redactor, answer: Answer) -> View:
         return View(200, (JSON,), encode(_outcome(answer)), Reason.PERMITTED, work.tally)
     verdict = permit.judge(answer.resource, "r", work.careful)
     body = redactor.body(answer.resource, verdict, work)
+    if body is None and permit.affects:  # it was done; what it answered is not for this caller
+        return View(204, (), b"", Reason.PERMITTED, work.tally)
     if body is None:
         raise Refused(Denial(404, Reason.NOT_FOUND, "not-found", "no such resource for this caller", rule=verdict.rule))
     return View(200, (JSON,), body[0], Reason.PERMITTED, work.tally, verdict.rule)

@@ -286,3 +286,78 @@ async def test_the_media_type_of_what_is_hidden_stays(tmp_path: Path) -> None:
 async def test_a_count_of_many_digits_is_refused(tmp_path: Path) -> None:
     async with world(tmp_path, OPEN, make=Simulator) as here:
         assert (await here.ask("/Patient?_count=" + "9" * 5000, here.token())).status == 400
+
+
+# --- found on reading it all once more --------------------------------------------------------------------------------------
+
+HOLDS: Any = {"resourceType": "Patient", "id": "holds", "birthDate": "1970", "contained": [{"resourceType": "Observation", "id": "x", "status": "final",
+              "code": {"text": "x"}, "meta": VIP}]}  # fmt: skip
+
+
+async def test_what_holds_something_denied_is_not_there_for_operations_and_histories_either(tmp_path: Path) -> None:
+    async with world(tmp_path, REDACTED, make=Simulator) as here:
+        here.store.clear()
+        here.store.save({"resourceType": "Patient", "id": "holds", "birthDate": "1969"})
+        here.store.save(HOLDS)
+        token = here.token("user/*.rs", roles=["staff"])
+        for tail in ("", "/$everything", "/$meta", "/_history", "/_history/1", "/_history/2"):
+            there, absent = [await here.ask(f"/Patient/{name}{tail}", token) for name in ("holds", "absent")]
+            assert there.status == 404 and there.body == absent.body, tail
+
+
+def opening(role: str, resources: list[str], **operation: Any) -> Any:
+    opened = {"name": "$process", "input": ["Observation", "Parameters"], "output": ["Parameters"], **operation}
+    allow = {"interactions": ["*"], "resources": resources, "operations": [opened]}
+    return {"rules": [{"id": role, "who": {"roles": [role]}, "allow": allow}]}
+
+
+async def test_an_operation_on_a_type_or_the_server_needs_a_scope_without_limits(tmp_path: Path) -> None:
+    async with world(tmp_path, opening("app", ["*"]), make=Simulator) as here:
+        here.store.load(STORED)
+        body = {"resourceType": "Observation", "status": "final", "code": {"text": "x"}}
+        for scope, status in (
+            ("patient/*.rs", 403),
+            ("user/Observation.rs?status=final", 403),
+            ("user/Patient.rs", 403),
+            ("user/*.rs", 200),
+        ):
+            assert (await asked(here, "app", "/Observation/$process", body, scope=scope, patient="a")).status == status, scope
+        for scope, status in (("patient/*.rs", 403), ("user/Patient.rs", 403), ("user/*.rs", 404)):
+            assert (await asked(here, "app", "/$process", scope=scope, patient="a")).status == status, (
+                scope
+            )  # 404: the server has none there
+
+
+async def test_an_operation_that_acted_is_not_said_to_be_refused(tmp_path: Path) -> None:
+    """Its answer is withheld; that it was done is not denied, neither to its caller nor in the record."""
+
+    class Answering(Simulator):
+        def _operate(self, *rest: Any) -> Any:
+            return 200, json.dumps({"resourceType": "Patient", "id": "v", "meta": VIP, "name": [{"family": "Hidden"}]}), []
+
+    rules = opening("admin", ["*"], affects=["Observation"], output=["Patient"])
+    rules["rules"].append(
+        {"id": "vip", "who": {"roles": ["*"]}, "deny": {"interactions": ["*"], "resources": ["Patient?_security=VIP"]}}
+    )
+    async with world(tmp_path, rules, make=Answering) as here:
+        body = json.dumps({"resourceType": "Observation", "status": "final", "code": {"text": "x"}})
+        reply = await here.ask(
+            "/Observation/$process", here.token("user/*.cruds", roles=["admin"]), "POST", data=body, headers=FHIR
+        )
+        assert reply.status == 204 and not reply.body and not here.parts.journal.intents.open
+        last = here.records()[-1]
+        assert last["outcome"] == "released" and last["withheld"] == {"denied-by-rule": 1}
+
+
+async def test_what_a_join_may_not_ask_refuses_a_transaction_before_it_is_sent(tmp_path: Path) -> None:
+    async with world(tmp_path, OPERATIONS, make=Simulator) as here:
+        here.store.load(STORED)
+        token = here.token("user/*.cruds", roles=["nurse", "all"])
+        new = entry("POST", "Practitioner", {"resourceType": "Practitioner"})
+        for chain in (
+            "Observation?subject:Patient.birthdate=1970-01-02",
+            "Practitioner?_has:Patient:general-practitioner:birthdate=1970",
+        ):
+            reply = await transact(here, token, new, entry("GET", chain))
+            assert reply.status == 403 and b"birthdate" in reply.body
+        assert not [method for method, _, _ in here.seen if method != "GET"]
