@@ -31,7 +31,7 @@ from fhirshield.describe import Describer
 from fhirshield.entrance import Entrance, Works
 from fhirshield.errors import Fault, OperatorError
 from fhirshield.forward import Forwarder
-from fhirshield.gather import Gatherer
+from fhirshield.gather import AboutAnswer, Asked, Gatherer, Reading
 from fhirshield.outbound.credential import BearerFile, ClientCredentials, NoCredential
 from fhirshield.outbound.fhir_server import Credential as CredentialSource
 from fhirshield.outbound.fhir_server import FhirServer
@@ -40,6 +40,7 @@ from fhirshield.outbound.introspector import Introspector
 from fhirshield.outbound.issuer import JwksFile, JwksUrl, NoKeys
 from fhirshield.outbound.pool import Pool
 from fhirshield.policy.compile import RuleSet
+from fhirshield.policy.consent import ConsentPolicy
 from fhirshield.policy.load import load as load_rules
 from fhirshield.receive import Receiver
 from fhirshield.recovery import Recovery
@@ -47,10 +48,11 @@ from fhirshield.redact import Redactor
 from fhirshield.redact.written import Written
 from fhirshield.ring import Ring, load_key
 from fhirshield.serving import renew, secured, serving
-from fhirshield.settings import Credential, Issuer, Settings, Sink, load
+from fhirshield.settings import Credential, Issuer, Settings, Sink, Upstream, load
 from fhirshield.settings import Introspection as IntrospectionSettings
 from fhirshield.shield import Shield
 from fhirshield.state import ExpiringMap
+from fhirshield.state.epochs import Epochs, MemoryEpochs, RedisEpochs
 from fhirshield.state.memory import MemoryMap
 from fhirshield.state.redis import RedisMap
 from fhirshield.watch.admin import admin
@@ -81,6 +83,7 @@ class Ground:
     state: ExpiringMap
     metrics: Metrics
     issuers: Client
+    epochs: Epochs
     keys: dict[str, tuple[Issuer, Keys]] = field(default_factory=dict)
     pools: list[Client] = field(default_factory=list)
     """Those of the works in force."""
@@ -146,12 +149,21 @@ class Ground:
 
 def _read(file: Path) -> tuple[Settings, RuleSet]:
     settings = load(file)
-    return settings, RuleSet(load_rules(settings.rules))
+    return settings, RuleSet(load_rules(settings.rules), consent_policy(settings))
+
+
+def consent_policy(settings: Settings) -> ConsentPolicy | None:
+    """How Consents are read, where settings have them read."""
+    row = settings.consent
+    if row is None:
+        return None
+    policies = tuple(sorted(row.policies.items()))
+    return ConsentPolicy(row.default, row.recent_wins, row.own_record, row.exempt_roles, policies)
 
 
 def build(settings: Settings) -> Entrance:
     """The application. Rules and keys are read at once, so that what is wrong is said before anything listens."""
-    rules = RuleSet(load_rules(settings.rules))
+    rules = RuleSet(load_rules(settings.rules), consent_policy(settings))
     ring = Ring(_key(settings.ring_file, "key ring"))
     metrics = Metrics()
     key = _key(settings.audit.key_file, "journal")
@@ -169,7 +181,7 @@ def build(settings: Settings) -> Entrance:
             _log.warning("journal: %d writes have no outcome; their fate is asked of the upstream", len(journal.intents.open))
         quota = Quota(journal, time.monotonic)
         issuers = Pool(most=_SMALL, connect=2.0, answer=5.0)
-        ground = Ground(entrance, settings, ring, journal, quota, _state(settings), metrics, issuers)
+        ground = Ground(entrance, settings, ring, journal, quota, _state(settings), metrics, issuers, _epochs(settings))
         entrance.parts, entrance.quota, entrance.took = ground, quota, metrics.took
         entrance.works = _works(settings, rules, ground, ground.pools)
         _gauges(ground)
@@ -194,6 +206,7 @@ def build(settings: Settings) -> Entrance:
             for stream in ground.streams:
                 await stream.close()
             await ground.state.close()
+            await ground.epochs.close()
 
     entrance.application = Starlette(lifespan=lifespan)
     return entrance
@@ -242,7 +255,7 @@ def _works(settings: Settings, rules: RuleSet, ground: Ground, pools: list[Clien
             receive=Receiver(upstream, settings.public_url, ground.ring, settings.limits, settings.proxies),
             authenticate=Authenticator(upstream, settings.issuers, keys, introspections, ground.state),
             rules=rules,
-            gather=Gatherer(server, settings.limits, forward_token=upstream.credential.forward),
+            gather=_gatherer(server, upstream, settings, rules, ground, pools),
             forward=Forwarder(server, settings.limits, forward_token=upstream.credential.forward),
             redact=redactor,
             written=Written(redactor, settings.limits.depth),
@@ -254,6 +267,29 @@ def _works(settings: Settings, rules: RuleSet, ground: Ground, pools: list[Clien
         servers[upstream.path] = server
     ground.servers = servers
     return Works(shields, settings.public_url, settings.zone, settings.limits, rules.digest)
+
+
+def _gatherer(
+    server: FhirServer, upstream: Upstream, settings: Settings, rules: RuleSet, ground: Ground, pools: list[Client]
+) -> Gatherer:  # fmt: skip
+    """What reads in order to decide: from the upstream, and from where Consents are kept."""
+    reading = Reading(server, settings.limits, forward_token=upstream.credential.forward)
+    consent, source = settings.consent, None
+    if consent is not None and consent.source is not None:
+        row = consent.source
+        client = Pool(
+            most=settings.limits.answer, connect=row.connect_timeout, answer=row.answer_timeout,
+            connections=settings.limits.concurrency,
+        )  # fmt: skip
+        pools.append(client)
+        kept = FhirServer(row.url, client, _credential(row.credential, ground.issuers))
+        source = Reading(kept, settings.limits, forward_token=False)
+    inherit = rules.sensitivity.inherited if rules.sensitivity is not None else None
+    asked = Asked(inherit=inherit)
+    if consent is not None:
+        asked = Asked(True, consent.max_age, consent.lag, inherit)
+    about = AboutAnswer(asked, reading, source, ground.epochs, lambda key: ground.ring.digest("epochs", key.encode()))
+    return Gatherer(reading, about)
 
 
 async def _retire(old: Works, pools: list[Client]) -> None:
@@ -271,6 +307,13 @@ def _state(settings: Settings) -> ExpiringMap:
         return MemoryMap()
     file = settings.state.password_file
     return RedisMap(settings.state.redis, file.read_text(encoding="utf-8").strip() if file else None)
+
+
+def _epochs(settings: Settings) -> Epochs:
+    if not settings.state.redis:
+        return MemoryEpochs()
+    file = settings.state.password_file
+    return RedisEpochs(settings.state.redis, file.read_text(encoding="utf-8").strip() if file else None)
 
 
 def _stream(sink: Sink, place: int, ground: Ground) -> RedisStream:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from fhirshield.fhir.consent import Consent, Provision
 from fhirshield.fhir.criteria import Criteria, Criterion
+from fhirshield.fhir.glance import Code, Glance
 from fhirshield.fhir.including import Include
 from fhirshield.fhir.interaction import Interaction
 from fhirshield.fhir.page import Parameter
@@ -48,6 +50,10 @@ class Reason(StrEnum):
     UNKNOWN_MODIFIER = "unknown-modifier"
     NOT_FOUND = "not-found"
     NOT_MATCHED = "not-matched"
+    NO_PATIENT = "no-patient"
+    NO_CONSENT = "no-consent"
+    CONSENT_UNSUPPORTED = "consent-unsupported"
+    BEYOND_CLEARANCE = "beyond-clearance"
     BAD_PAGE = "bad-page"
     UPSTREAM_REFUSED = "upstream-refused"
     UPSTREAM_MALFORMED = "upstream-malformed"
@@ -97,6 +103,57 @@ class Habits:
 
 
 @dataclass(frozen=True, slots=True)
+class Labels:
+    """How sensitive a resource is: what is stored with it, made no less by what its codes say."""
+
+    rank: int | None
+    """Of confidentiality (``fhir/v3.py``); None where nobody says."""
+    kinds: frozenset[str]
+    """Kinds of sensitive information, by their ActCodes."""
+    stored: frozenset[Code]
+    """All labels that are stored, of whatever system."""
+    whole: bool
+    """Codes were looked at, so that what is not among ``kinds`` is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfPatient:
+    """The Consents of one patient."""
+
+    consents: tuple[Consent, ...]
+    faults: tuple[str, ...] = ()
+    """Why some of them cannot be read: then nothing of the patient is shown."""
+    linked: tuple[Consent, ...] = ()
+    """Those of records that are linked both ways; they only tighten."""
+
+
+@dataclass(slots=True, eq=False)
+class Facts:
+    """What was gathered for one exchange, to decide by. It grows as more of the answer is seen; nothing in it changes."""
+
+    consents: dict[str, OfPatient] = field(default_factory=dict)
+    """By patient; whoever is not there was not asked about."""
+    resources: dict[Literal, Any] = field(default_factory=dict)
+    """Those that Consents name as actors; None for what is not there."""
+    roles: tuple[Any, ...] | None = None
+    """The caller's own PractitionerRoles that are in force; None where nobody asked."""
+    glances: dict[Literal, Glance | None] = field(default_factory=dict)
+    """Looks at resources that labels or Consents lead to; None for what is not there."""
+    subjects: dict[Literal, frozenset[str] | None] = field(default_factory=dict)
+    """Whom these are about."""
+    related: dict[str, frozenset[str]] = field(default_factory=dict)
+    """By relationship: the patients who stand in it to the caller."""
+    epochs: dict[str, str] = field(default_factory=dict)
+    """What was true when this was gathered: it is looked at again before the first byte leaves."""
+
+    def forget(self) -> None:
+        """A write of this exchange changed some of it: all of it is gathered anew."""
+        for known in (self.consents, self.resources, self.glances, self.subjects, self.related, self.epochs):
+            known.clear()
+        self.roles = None
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """What is true of this exchange and not of the caller: when, where, and under which id it is recorded."""
 
@@ -125,6 +182,7 @@ class Situation:
     url: str = ""
     """The request's URL as clients see it, without its query."""
     habits: Habits = Habits()
+    facts: Facts = field(default_factory=Facts, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +206,12 @@ class Principal:
     """Seconds since the epoch."""
     fingerprint: str
     """Equal for equal values of all of the above but ``expires``."""
+    organizations: frozenset[str] = frozenset()
+    """For which the caller acts: ``Organization/1`` at this upstream, a URI, or ``system|value``."""
+    identifiers: frozenset[str] = frozenset()
+    """Of the caller, as ``system|value``."""
+    residuals: tuple[Provision, ...] = ()
+    """What the token leaves to be enforced: what is forbidden, and what is permitted of that."""
 
 
 # --- obligations ------------------------------------------------------------------------------------------------------
@@ -318,6 +382,8 @@ class Writing:
     creates: bool
     patients: frozenset[str]
     """Whom the stored version and the new image are about."""
+    stored: Any = None
+    """What it changes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,19 @@ def _entry(view: View) -> dict[str, Any]:
     return {"resource": msgspec.Raw(view.body), "response": response}
 
 
+def stripped(view: View, *, whole: bool) -> View:
+    """What is left of an answer to writes when what it shows may no longer be shown: that they were carried out.
+
+    ``whole``: of one write; else of a Bundle of entries, whose resources go.
+    """
+    if whole:
+        kept = tuple((name, value) for name, value in view.headers if name in {"Location", "ETag"})
+        return View(view.status if view.status != 200 else 204, kept, b"", view.reason, view.tally, view.rule, view.created)
+    bundle = msgspec.json.decode(view.body)
+    bundle["entry"] = [{"response": entry["response"]} for entry in bundle.get("entry", ())]
+    return View(view.status, view.headers, encode(bundle), view.reason, Tally(), entries=view.entries)
+
+
 def preflight() -> View:
     """The answer to a CORS preflight; the origin's headers are added when it leaves."""
     headers = (

@@ -17,8 +17,7 @@ from fhirshield import document
 from fhirshield.document import Document, Key
 from fhirshield.errors import Fault, OperatorError
 
-NOT_YET = {
-    ("consent",): "the Consent engine",
+NOT_YET: dict[tuple[str, ...], str] = {
     ("audit", "sinks", "*", "fhir"): "sending records to a FHIR server",
     ("audit", "sinks", "*", "kafka"): "streaming records to Kafka",
 }
@@ -35,6 +34,8 @@ class RoleSource:
     clients: Mapping[str, tuple[str, ...]]
     fhir_user: Mapping[str, tuple[str, ...]]
     scopes: Mapping[str, tuple[str, ...]]
+    exchange: bool = False
+    """Roles come from ``subject_role`` of IUA or UDAP B2B too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class Issuer:
     roles: RoleSource
     default_purpose: Mapping[str, str]
     introspection: Introspection | None = None
+    organization: str = ""
+    """The claim that says for which organization the caller acts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,37 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsentSource:
+    """A FHIR server that keeps Consents."""
+
+    url: str
+    credential: Credential
+    connect_timeout: float
+    """Seconds."""
+    answer_timeout: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consents:
+    """Where Consents come from, how old they may be, and how they are read."""
+
+    source: ConsentSource | None
+    """None: each upstream keeps its own."""
+    default: str
+    max_age: float
+    """Seconds."""
+    lag: float
+    """Seconds after a write for which searches of the source may miss it."""
+    eventual: bool
+    """Nobody knows for how long."""
+    recent_wins: bool
+    own_record: bool
+    exempt_roles: frozenset[str]
+    policies: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything an operator decides but the rules."""
 
@@ -181,6 +215,7 @@ class Settings:
     state: State = State()
     proxies: Proxies = Proxies()
     tls: Tls | None = None
+    consent: Consents | None = None
 
 
 def load(path: Path) -> Settings:
@@ -249,7 +284,36 @@ def _settings(found: Document, folder: Path) -> Settings:
             raw.get("client_certificate_header", "").lower(),
         ),
         tls=Tls(**{name: folder / file for name, file in raw["tls"].items()}) if "tls" in raw else None,
+        consent=_consents(raw["consent"], folder) if "consent" in raw else None,
     )
+
+
+def _consents(row: Any, folder: Path) -> Consents:
+    lag = row.get("search_lag", "0s")
+    source = row.get("source")
+    timeout = source.get("timeout", {}) if source else {}
+    return Consents(
+        source=ConsentSource(
+            source["url"].rstrip("/"),
+            _credential(source.get("credential", {}), folder),
+            duration(timeout.get("connect", "2s")),
+            duration(timeout.get("answer", "30s")),
+        )
+        if source
+        else None,
+        default=row.get("default", "deny"),
+        max_age=duration(row.get("max_age", "5s")),
+        lag=0.0 if lag == "eventual" else duration(lag),
+        eventual=lag == "eventual",
+        recent_wins=row.get("conflicts") == "most-recent-wins",
+        own_record=row.get("own_record", "open") == "open",
+        exempt_roles=frozenset(row.get("exempt_roles", ())),
+        policies=row.get("policies", {}),
+    )
+
+
+def _credential(row: Any, folder: Path) -> Credential:
+    return Credential(**{name: folder / value if name in {"bearer_file", "key_file"} else value for name, value in row.items()})
 
 
 def _sink(row: Any, folder: Path) -> Sink:
@@ -278,9 +342,11 @@ def _issuer(name: str, row: Any, folder: Path) -> Issuer:
             {key: tuple(value) for key, value in roles.get("clients", {}).items()},
             {key: tuple(value) for key, value in roles.get("fhir_user", {}).items()},
             {key: tuple(value) for key, value in roles.get("scopes", {}).items()},
+            roles.get("exchange", False),
         ),
         default_purpose=row.get("default_purpose", {}),
         introspection=_introspection(row["introspection"], folder) if "introspection" in row else None,
+        organization=row.get("organization", ""),
     )
 
 
@@ -296,17 +362,13 @@ def _introspection(row: Any, folder: Path) -> Introspection:
 
 
 def _upstream(row: Any, public_url: str, folder: Path) -> Upstream:
-    credential = dict(row.get("credential", {}))
-    for name in ("bearer_file", "key_file"):
-        if name in credential:
-            credential[name] = folder / credential[name]
     timeout = row.get("timeout", {})
     return Upstream(
         path=row["path"],
         url=row["url"].rstrip("/"),
         issuers=tuple(row["issuers"]),
         identities=tuple(row.get("identities", row["issuers"][:1])),
-        credential=Credential(**credential),
+        credential=_credential(row.get("credential", {}), folder),
         connect_timeout=duration(timeout.get("connect", "2s")),
         answer_timeout=duration(timeout.get("answer", "30s")),
         audience=tuple(row.get("audience", [public_url + row["path"]])),
@@ -351,8 +413,24 @@ def _cross_check(found: Document, settings: Settings) -> list[Fault]:
         faults.append(
             found.fault(("client_certificate_header",), "is believed of nobody", "name the proxy under `trusted_proxies`")
         )
+    faults += _check_consents(found, settings)
     if "zone" in raw and _zone(raw["zone"]) is None:
         faults.append(found.fault(("zone",), f"`{raw['zone']}` is not a time zone", "use an IANA name: Europe/Berlin"))
+    return faults
+
+
+def _check_consents(found: Document, settings: Settings) -> list[Fault]:
+    consent, faults = settings.consent, []
+    if consent is None:
+        return []
+    if consent.lag >= consent.max_age:
+        text = "searches may miss a Consent for longer than one may be old"
+        faults.append(found.fault(("consent", "search_lag"), text, "raise `max_age` above it"))
+    for index, upstream in enumerate(settings.upstreams):
+        if consent.source is None and upstream.credential.forward:
+            text = "Consents would be read as the caller, who may not see them"
+            remedy = "name a `consent.source`, or give the shield a credential of its own"
+            faults.append(found.fault(("upstreams", index, "credential", "forward"), text, remedy))
     return faults
 
 

@@ -26,15 +26,15 @@ from fhirshield.describe import Describer
 from fhirshield.errors import Unavailable
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.forward import Forwarder
-from fhirshield.gather import Gatherer
+from fhirshield.gather import Gatherer, Stale
 from fhirshield.inquiry import After, Together, granted, within
-from fhirshield.model import Denial, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
+from fhirshield.model import Denial, Facts, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
 from fhirshield.redact import Redactor
 from fhirshield.redact.body import Withheld
 from fhirshield.redact.written import Written
-from fhirshield.respond import batch_response, preflight, refusal
+from fhirshield.respond import batch_response, preflight, refusal, stripped
 from fhirshield.rewrite import rewrite, together
 from fhirshield.ring import Ring
 
@@ -42,6 +42,8 @@ Respond = Callable[[View, Receipt, Situation, bool], Awaitable[int]]
 """(view, receipt, situation, headers only) -> bytes of body sent"""
 
 _log = logging.getLogger("fhirshield")
+TRIES = 3
+"""How often an exchange is decided before it is said that what it rests on changes too fast."""
 _BUNDLES = {Kind.BATCH, Kind.TRANSACTION}
 _PUBLIC = {Kind.CAPABILITIES, Kind.SMART_CONFIGURATION, Kind.PREFLIGHT}
 
@@ -76,7 +78,7 @@ class Shield:
         self._receive = receive
         self._authenticate = authenticate
         self._rules = rules
-        self._forward = forward
+        self._gather = gather
         self._redact = redact
         self._before = Together(rules, gather, forward, redact, written)
         self._after = After(rules, gather, forward, redact)
@@ -94,11 +96,7 @@ class Shield:
                 return await self._publish(interaction, situation, story, respond)
             principal = story.principal = await self._authenticate(situation)
             interaction = story.interaction = self._receive.content(interaction, request)
-            if interaction.kind in _BUNDLES:
-                view = await (self._each if interaction.kind is Kind.BATCH else self._together)(request, principal, story)
-                receipt = await self._recorded(record.bundle(situation, interaction, principal, view), story)
-            else:
-                view, receipt = await self._decided(principal, story)
+            view, receipt = await self._answered(request, principal, story)
             await self._respond(view, receipt, story, respond)
         except Refused as refused:
             if isinstance(refused, Withheld):
@@ -108,6 +106,52 @@ class Shield:
             _log.error("unforeseen %s in exchange %s at %s", type(error).__name__, request.decision, _place(error))
             denial = Denial(500, Reason.INTERNAL, "exception", "the shield could not decide this request")
             await self.refuse(_unknown() if story.intended else denial, story, respond)
+
+    async def _answered(self, request: Request, principal: Principal, story: Story) -> tuple[View, Receipt]:
+        """What leaves, by what still is so at the end; where that changed meanwhile it is decided again. Raises Refused."""
+        interaction = story.interaction
+        assert interaction is not None
+        for _ in range(TRIES):
+            try:
+                view, receipt, stories = await self._once(request, principal, story)
+                if await self._still(stories, story):
+                    return view, receipt
+            except Stale:
+                if story.intended:
+                    raise
+            else:
+                self._withdraw([story, *stories])
+                if story.intended:
+                    return stripped(view, whole=interaction.kind not in _BUNDLES), receipt
+            story.interaction, story.tally, story.reason = interaction, Tally(), None
+            story.situation = replace(story.situation, decision=os.urandom(16).hex(), facts=Facts())
+        raise Stale
+
+    async def _once(self, request: Request, principal: Principal, story: Story) -> tuple[View, Receipt, list[Story]]:
+        """An exchange decided and recorded, with the stories that it is made of. Raises Refused."""
+        interaction = story.interaction
+        assert interaction is not None
+        if interaction.kind not in _BUNDLES:
+            return (*await self._decided(principal, story), [story])
+        decided = self._each if interaction.kind is Kind.BATCH else self._together
+        view, stories = await decided(request, principal, story)
+        entry = record.bundle(story.situation, interaction, principal, view)
+        return view, await self._recorded(entry, story), stories
+
+    async def _still(self, stories: list[Story], whole: Story) -> bool:
+        """Whether what these rest on is as it was; of writes that were carried out not where nobody can say. Raises Refused."""
+        try:
+            answers = [await self._gather.about.still(one.situation) for one in stories]
+        except Refused:
+            if not whole.intended:
+                raise
+            return False
+        return all(answers)
+
+    def _withdraw(self, stories: list[Story]) -> None:
+        """What was recorded as released is not."""
+        for decision in dict.fromkeys(story.situation.decision for story in stories):
+            self._journal.note({"v": record.VERSION, "decision": decision, "outcome": "not released"})
 
     async def _decided(self, principal: Principal, story: Story) -> tuple[View, Receipt]:
         """One interaction of a known caller: decided, carried out, seen as this caller may see it, recorded. Raises Refused."""
@@ -124,15 +168,15 @@ class Shield:
             entry |= record.asked(story.gathered)
         return view, await self._recorded(entry, story)
 
-    async def _each(self, request: Request, principal: Principal, story: Story) -> View:
+    async def _each(self, request: Request, principal: Principal, story: Story) -> tuple[View, list[Story]]:
         """The entries of a batch, each decided, and recorded, as the request that it is (FHIR R4 §3.1.0.11). Raises Refused."""
         views, stories = [], []
         for entry in _entries(story):
-            inner = _begun(story, principal)
+            inner = _begun(story, principal, Facts())
             stories.append(inner)
             views.append(await self._entry(entry, request, principal, inner))
             story.intended = story.intended or inner.intended
-        return batch_response("batch-response", views, [inner.situation.decision for inner in stories])
+        return batch_response("batch-response", views, [inner.situation.decision for inner in stories]), stories
 
     async def _entry(self, entry: Any, request: Request, principal: Principal, story: Story) -> View:
         """The answer to one entry; its refusal is its own. Raises Refused where it cannot be recorded."""
@@ -147,9 +191,9 @@ class Shield:
             view = await self._refused(Refused(_unknown() if story.intended else denial), story)
         return replace(view, body=b"") if story.head else view
 
-    async def _together(self, request: Request, principal: Principal, story: Story) -> View:
+    async def _together(self, request: Request, principal: Principal, story: Story) -> tuple[View, list[Story]]:
         """A transaction: all of it is decided before the upstream sees any; what reads comes after what writes. Raises Refused."""
-        stories = [_begun(story, principal) for _ in _entries(story)]
+        stories = [_begun(story, principal, story.situation.facts) for _ in _entries(story)]
         for place, (entry, inner) in enumerate(zip(_entries(story), stories, strict=True)):
             with within(place):
                 inner.interaction = self._receive.entry(entry, request, inner.situation.decision)
@@ -164,7 +208,7 @@ class Shield:
         views = []
         for entry, inner in zip(_entries(story), stories, strict=True):
             views.append(done[id(inner)] if id(inner) in done else await self._entry(entry, request, principal, inner))
-        return batch_response("transaction-response", views, [inner.situation.decision for inner in stories])
+        return batch_response("transaction-response", views, [inner.situation.decision for inner in stories]), stories
 
     async def _written(self, writes: list[tuple[Permit, Story]], story: Story) -> dict[int, View]:
         """What the writes of a transaction came to, by the identity of their stories. Raises Refused."""
@@ -175,7 +219,7 @@ class Shield:
                 raise failed[0]
             story.intended = True
             plan = together([rewrite(permit.interaction, permit) for permit, _ in writes], story.situation)
-            answers = await self._forward.together(plan)
+            answers = await self._before.carried_out(plan, [permit for permit, _ in writes], story.gathered)
             views = [self._redact(answer) for answer in answers]
         except Exception as error:
             denial = error.denial if isinstance(error, Refused) else _unknown()
@@ -257,9 +301,9 @@ def _entries(story: Story) -> list[Any]:
     return entries
 
 
-def _begun(story: Story, principal: Principal) -> Story:
+def _begun(story: Story, principal: Principal, facts: Facts) -> Story:
     """The story of one entry, under a decision of its own."""
-    return Story(replace(story.situation, decision=os.urandom(16).hex()), principal=principal)
+    return Story(replace(story.situation, decision=os.urandom(16).hex(), facts=facts), principal=principal)
 
 
 def _denied(denial: Denial, story: Story, principal: Principal) -> dict[str, Any]:

@@ -17,10 +17,13 @@ from joserfc.jwk import ECKey
 
 from fhirshield.document import schema_of
 from fhirshield.errors import OperatorError
+from fhirshield.policy.check import advise_settings
 from fhirshield.settings import NOT_YET, load
 from tests.authenticate.test_binding import CERTIFICATE, KEY, THUMBPRINT, proof
 from tests.authenticate.test_tls import SETTINGS as TLS
 from tests.authenticate.test_tls import certificate, client
+from tests.consent.material import consent, provision
+from tests.simulators.server import Simulator
 from tests.test_shield import NURSE, upstream_saying
 from tests.world import OPEN, World, merged, world
 
@@ -385,7 +388,114 @@ async def _sink(folder: Path) -> None:
         assert (await here.ask("/Patient/pat-1", here.token())).status == 200 and here.parts.streams
 
 
+# --- Consents ---------------------------------------------------------------------------------------------------------------
+
+
+def _asked(folder: Path, settings: Any, wanted: int, consents: Any = (), **claims: Any) -> Any:
+    """The status of a read of a patient with these Consents."""
+
+    async def ask() -> None:
+        folder.mkdir(exist_ok=True)
+        async with world(folder, settings={"consent": settings}, make=Simulator) as here:
+            for one in consents:
+                here.store.save(one)
+            claims.setdefault("purpose_of_use", "TREAT")
+            assert (await here.ask("/Patient/pat-1", here.token(**claims))).status == wanted
+
+    return ask()
+
+
+def _consent(changes: Any, without: int, wanted: int, consents: Any = (), **claims: Any) -> Effect:
+    async def effect(folder: Path) -> None:
+        await _asked(folder, {}, without, consents, **claims)
+        await _asked(folder / "b", changes, wanted, consents, **claims)
+
+    return effect
+
+
+def _source(**credential: Any) -> Effect:
+    """Where Consents are asked for, and what is shown there; how a credential is fetched is shown for upstreams."""
+
+    async def effect(folder: Path) -> None:
+        (folder / "secret").write_text("s3cret")
+        (folder / "other").mkdir()
+        async with world(folder / "other", make=Simulator) as other:
+            other.store.save(consent("c", "pat-1", provision("permit"), policy=[{"uri": PCF_PERMIT}]))
+            shown = {"credential": {"bearer_file": "secret"}} if credential else {}
+            await _asked(folder, {"source": {"url": other.upstream, **shown}}, 200)
+            asked = [headers for _, target, headers in other.seen if b"/Consent?patient=" in target]
+            assert [headers.get("authorization") for headers in asked] == (["Bearer s3cret"] if credential else [None])
+        if credential and "bearer_file" not in credential:
+            row = {"token_url": "https://idp.example/token", "client_id": "c", "key_file": "secret", **credential}
+            found = (await told(folder, {"consent": {"source": {"url": "https://c.example", "credential": row}}})).consent
+            assert all(str(getattr(found.source.credential, name)).endswith(str(row[name])) for name in row)
+
+    return effect
+
+
+async def _source_answer(folder: Path) -> None:
+    async with world(folder, upstream=upstream_saying(200, b"{}", delay=0.4)) as slow:
+        (folder / "b").mkdir()
+        await _asked(folder / "b", {"source": {"url": slow.upstream, "timeout": {"answer": "50ms"}}}, 503)
+
+
+async def _source_connect(folder: Path) -> None:
+    source = {"url": "https://c.example", "timeout": {"connect": "1500ms"}}
+    assert (await told(folder, {"consent": {"source": source}})).consent.source.connect_timeout == 1.5
+
+
+async def _search_lag(folder: Path) -> None:
+    assert (await told(folder, {"consent": {"search_lag": "200ms"}})).consent.lag == 0.2
+    assert [one.kind for one in advise_settings(await told(folder, {"consent": {"search_lag": "eventual"}}))] == ["consent"]
+    with pytest.raises(OperatorError, match="may miss a Consent"):
+        await told(folder, {"consent": {"search_lag": "5s"}})
+
+
+async def _max_age(folder: Path) -> None:
+    async with world(folder, settings={"consent": {"max_age": "100ms"}}, make=Simulator) as here:
+        for asked in (1, 2):
+            await here.ask("/Patient/pat-1", here.token())
+            await asyncio.sleep(0.15)
+            assert sum(b"/Consent?patient=" in target for _, target, _ in here.seen) == asked
+
+
+async def _organization(folder: Path) -> None:
+    meant = [consent("c", "pat-1", provision("permit", actor="Organization/o"), policy=[{"uri": PCF_DENY}])]
+    for name, wanted in (("employer", 200), ("other", 404)):
+        (folder / name).mkdir()
+        settings = {"consent": {}, "issuers": {"demo": {"organization": name}}}
+        async with world(folder / name, settings=settings, make=Simulator) as here:
+            here.store.save(meant[0])
+            assert (await here.ask("/Patient/pat-1", here.token(employer="Organization/o"))).status == wanted
+
+
+PCF_PERMIT, PCF_DENY = (f"https://profiles.ihe.net/ITI/PCF/Policy-{name}" for name in ("all-normal", "deny"))
+_PERMITTED = consent("c", "pat-1", provision("permit"), policy=[{"uri": PCF_PERMIT}], dateTime="2026-02-02")
+_OLDER_DENY = consent("d", "pat-1", provision("deny"), policy=[{"uri": PCF_DENY}], dateTime="2026-01-01")
+_OF_OURS = consent("c", "pat-1", provision("permit"), policy=[{"uri": "urn:ours"}])
+
 EFFECTS: dict[str, Effect] = {
+    "consent.source.url": _source(),
+    "consent.source.credential.bearer_file": _source(bearer_file="secret"),
+    "consent.source.credential.token_url": _source(token_url="https://idp.example/other"),
+    "consent.source.credential.client_id": _source(client_id="other"),
+    "consent.source.credential.key_file": _source(key_file="secret"),
+    "consent.source.credential.key_id": _source(key_id="k"),
+    "consent.source.credential.algorithm": _source(algorithm="ES384"),
+    "consent.source.credential.scope": _source(scope="system/Consent.rs"),
+    "consent.source.timeout.connect": _source_connect,
+    "consent.source.timeout.answer": _source_answer,
+    "consent.default": _consent({"default": "treatment"}, 404, 200),
+    "consent.max_age": _max_age,
+    "consent.search_lag": _search_lag,
+    "consent.conflicts": _consent({"conflicts": "most-recent-wins"}, 404, 200, [_PERMITTED, _OLDER_DENY]),
+    "consent.own_record": _consent(
+        {"own_record": "consent"}, 200, 404, scope="patient/*.rs", patient="pat-1", fhirUser="Patient/pat-1"
+    ),
+    "consent.exempt_roles": _consent({"exempt_roles": ["registrar"]}, 404, 200, roles=["registrar"]),
+    "consent.policies.*": _consent({"policies": {"urn:ours": "ignore"}}, 404, 200, [_OF_OURS]),
+    "issuers.*.organization": _organization,
+    "issuers.*.roles.exchange": _role({"exchange": True}, extensions={"hl7-b2b": {"subject_role": "wanted"}}),
     "audit.sinks.[].redis": _sink,
     "audit.sinks.[].stream": _sink,
     "audit.sinks.[].password_file": _sink,
@@ -483,6 +593,8 @@ async def test_each_key_changes_a_decision_or_an_output(tmp_path: Path, key: str
         ({"upstreams": [{"credential": {"bearer": "secret"}}]}, "unknown key `bearer`"),
         ({"upstreams": [{"timeout": {"answer": "fast"}}]}, "duration"),
         ({"zone": "Mars/Olympus"}, "not a time zone"),
+        ({"consent": {}, "upstreams": [{"credential": {"forward": True}}]}, "would be read as the caller"),
+        ({"consent": {"source": {"url": "http://c.example", "credential": {"forward": True}}}}, "unknown key `forward`"),
         ({"limits": {"body": "16 MB"}}, "size"),
         ({"rules": None}, "missing `rules`"),
         ({"audit": None}, "missing `audit`"),
@@ -496,7 +608,6 @@ def test_faults(tmp_path: Path, changes: Any, word: str) -> None:
 
 
 WAITING: dict[tuple[str, ...], Any] = {
-    ("consent",): {"consent": {"default": "deny"}},
     ("audit", "sinks", "*", "fhir"): {"audit": {"sinks": [{"redis": "redis://r/0", "fhir": "http://x"}]}},
     ("audit", "sinks", "*", "kafka"): {"audit": {"sinks": [{"redis": "redis://r/0", "kafka": "x"}]}},
 }

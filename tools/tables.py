@@ -74,6 +74,7 @@ def generate(package: Path) -> str:
         "subjects": _subjects(search),
         "compartments": {c["code"]: {r["code"]: r["param"] for r in c["resource"] if r.get("param")} for c in compartments},
         "codes": {url: value_sets[url] for url in sorted(used)},
+        "above": _above(bundles["valueset/v3-codesystems.xml"]),
     }
     lines = ["{", f'"source": {_compact(head)},']
     for section, rows in sections.items():
@@ -208,6 +209,28 @@ def _value_sets(bundles: list[Any]) -> dict[str, list[str]]:
         if codes and not compose.get("exclude") and len(codes) <= 1000:
             result[value_set["url"]] = sorted(codes)
     return result
+
+
+HIERARCHIES = {"v3-ActReason": "PurposeOfUse", "v3-ActCode": "_InformationSensitivityPolicy"}
+"""The parts of v3 code systems whose order decisions need: purposes of use, and kinds of sensitive information."""
+
+
+def _above(bundle: Any) -> dict[str, dict[str, list[str]]]:
+    """For each code below these, the codes above it, the nearest first."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for entry in bundle["entry"]:
+        resource = entry["resource"]
+        top = HIERARCHIES.get(str(resource.get("url", "")).rpartition("/")[2])
+        if resource["resourceType"] == "CodeSystem" and top:
+            rows = found.setdefault(resource["url"], {})
+            waiting: list[tuple[Any, list[str]]] = [(concept, []) for concept in resource["concept"]]
+            while waiting:
+                concept, above = waiting.pop()
+                code = concept["code"]
+                if code == top or top in above:
+                    rows[code] = above[: above.index(top) + 1] if top in above else []
+                waiting += [(inner, [code, *above]) for inner in concept.get("concept", ())]
+    return {url: dict(sorted(rows.items())) for url, rows in sorted(found.items())}
 
 
 def _concepts(node: Any) -> list[str]:

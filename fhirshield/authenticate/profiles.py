@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from fhirshield.fhir import scopes as smart
+from fhirshield.fhir.consent import Provision, residuals
 from fhirshield.fhir.reference import literal
 from fhirshield.model import Principal, Situation
 from fhirshield.settings import Issuer, Upstream
@@ -40,18 +41,22 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
     scope = _text(claims, "scope")
     parsed = smart.parse(scope)
     client = _text(claims, "client_id") or _text(claims, "azp")
+    exchange = _exchange(claims)
     known_here = issuer.name in upstream.identities
     user = _fhir_user(claims, situation) if known_here else ""
     patient = _text(claims, "patient") if known_here else ""
     if patient and not _ID.match(patient):
         raise ClaimError("`patient` is no id")
     roles = _roles(claims, issuer, client, user, patient, parsed)
-    purposes = _texts(claims.get("purpose_of_use"))
+    purposes = _coded(claims.get("purpose_of_use")) | _coded(exchange.get("purpose_of_use"))
     if not purposes:
         default = issuer.default_purpose.get(client) or issuer.default_purpose.get("*")
         purposes = {default} if default else set()
+    organizations = _organizations(claims, exchange, issuer, situation if known_here else None)
+    identifiers = _identifiers(exchange)
     attributes = tuple(sorted((name, _attribute(claims, path)) for name, path in issuer.claims.items() if _has(claims, path)))
     facts = [issuer.name, _text(claims, "sub"), client, sorted(roles), sorted(purposes), scope, patient, user, attributes]
+    facts += [sorted(organizations), sorted(identifiers), _walk(claims, "extensions.ihe_pcf.residual")]
     return Principal(
         issuer=issuer.name,
         subject=_text(claims, "sub"),
@@ -64,6 +69,9 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
         attributes=attributes,
         expires=float(claims["exp"]),
         fingerprint=hashlib.sha256(msgspec.json.encode(facts)).hexdigest(),
+        organizations=frozenset(organizations),
+        identifiers=frozenset(identifiers),
+        residuals=_residuals(claims, situation.bases),
     )
 
 
@@ -110,6 +118,8 @@ PROFILES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"smart": _sma
 def _roles(claims: dict[str, Any], issuer: Issuer, client: str, user: str, patient: str, parsed: smart.Scopes) -> set[str]:
     source = issuer.roles
     roles = set(_texts(_walk(claims, source.claim))) if source.claim else set()
+    if source.exchange:
+        roles |= _coded(_exchange(claims).get("subject_role"))
     roles.update(source.clients.get(client, ()))
     kind = user.partition("/")[0]
     roles.update(source.fhir_user.get(kind, ()))
@@ -125,6 +135,58 @@ def _roles(claims: dict[str, Any], issuer: Issuer, client: str, user: str, patie
 def _fhir_user(claims: dict[str, Any], situation: Situation) -> str:
     named = literal(claims.get("fhirUser"), situation.bases)
     return str(named) if named and named.type in {*DERIVED_ROLES, "Person"} else ""
+
+
+# --- between institutions -------------------------------------------------------------------------------------------------
+
+
+def _exchange(claims: dict[str, Any]) -> dict[str, Any]:
+    """What an exchange of institutions says of the requester: IHE IUA (``extensions.ihe_iua``) or UDAP B2B (``hl7-b2b``).
+
+    ``consent_reference`` is never followed: Consents come from the one source that settings name.
+    """
+    found: dict[str, Any] = {}
+    for name in ("hl7-b2b", "ihe_iua"):
+        said = _walk(claims, f"extensions.{name}")
+        found |= said if isinstance(said, dict) else {}
+    return found
+
+
+def _residuals(claims: dict[str, Any], bases: tuple[str, ...]) -> tuple[Provision, ...]:
+    """What the authorization server leaves to be enforced (``ihe_pcf``, IHE PCF, additions to ITI-71)."""
+    said = _walk(claims, "extensions.ihe_pcf.residual")
+    return () if said is None else residuals(said, bases)
+
+
+def _coded(value: Any) -> set[str]:
+    """Codes as tokens write them: text, an object with ``system`` and ``code``, or a list of either (IUA, UDAP)."""
+    items = value if isinstance(value, list) else [value]
+    found = {item for item in items if isinstance(item, str) and item and " " not in item}
+    if isinstance(value, str):
+        found = _texts(value)
+    for item in items:
+        if isinstance(item, dict) and isinstance(item.get("code"), str):
+            system = item.get("system")
+            found.add(f"{system}|{item['code']}" if isinstance(system, str) and system else item["code"])
+    return found
+
+
+def _organizations(claims: dict[str, Any], exchange: dict[str, Any], issuer: Issuer, here: Situation | None) -> set[str]:
+    """For whom the caller acts: a mapped claim, and what an exchange says. ``Organization/1`` only from who names people here."""
+    found = _texts(_walk(claims, issuer.organization)) if issuer.organization else set()
+    found |= {exchange[name] for name in ("organization_id", "subject_organization_id") if isinstance(exchange.get(name), str)}
+    named = {one: literal(one, here.bases if here else ()) for one in found}
+    mine = {str(one) for one in named.values() if one is not None and one.type == "Organization"} if here is not None else set()
+    return mine | {text for text, one in named.items() if one is None}
+
+
+_NPI = "http://hl7.org/fhir/sid/us-npi"
+
+
+def _identifiers(exchange: dict[str, Any]) -> set[str]:
+    """Of the person, as ``system|value``: the National Provider Identifier of an exchange."""
+    value = exchange.get("national_provider_identifier")
+    return {f"{_NPI}|{value}"} if isinstance(value, str) and value else set()
 
 
 def _text(claims: dict[str, Any], name: str) -> str:

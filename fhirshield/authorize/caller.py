@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from fhirshield.authorize import parameters as asked
+from fhirshield.authorize.circumstances import Circumstances
 from fhirshield.authorize.operation import may_invoke, only
 from fhirshield.authorize.resource import judge_for
 from fhirshield.authorize.standing import ACTIVE_TYPES, RULE_LETTERS, Standing, TypeStanding, standing
@@ -22,10 +23,14 @@ from fhirshield.fhir.json import same
 from fhirshield.fhir.operations import known
 from fhirshield.fhir.search_parameters import search_parameter, subject_parameter
 from fhirshield.model import Denial, Permit, Principal, Reason, Situation, Verdict
-from fhirshield.policy.compile import RuleSet
+from fhirshield.policy.compile import Applied, RuleSet
 
-NOTES = ("consent not configured", "labels not configured")
-"""Conjuncts that this version does not have; every record says so."""
+
+def notes(rules: RuleSet, applied: Applied | None = None) -> tuple[str, ...]:
+    """Conjuncts that are not asked, by configuration or of this caller; every record says so."""
+    consent = "consent not configured" if rules.consent is None else "consent not asked"
+    asked = rules.consent is not None and (applied is None or applied.consents)
+    return tuple(note for note in ("" if asked else consent, "" if rules.sensitivity else "labels not configured") if note)
 
 
 def authorize(principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:
@@ -51,7 +56,7 @@ def authorize(principal: Principal, interaction: Interaction, situation: Situati
     binding = _binding(principal, situation, rules)
     if denial := _others(interaction, binding):
         return denial
-    whole = stand.naming.all_open and not stand.applied.redact and not stand.applied.deny
+    whole = stand.naming.all_open and not stand.applied.redact and not stand.applied.deny and not stand.applied.guarded
     shaped = asked.check(
         interaction.parameters, found, stand.of, lenient=interaction.lenient,
         open_to=lambda name: whole and _all_found(_known(stand, name)),
@@ -160,15 +165,21 @@ def _permit(
         principal=principal,
         interaction=interaction,
         situation=situation,
-        judge=judge_for(stand, principal.patient, rules.modifier_extensions, _reading_letter(interaction)),
+        judge=judge_for(
+            stand,
+            principal.patient,
+            rules.modifier_extensions,
+            _reading_letter(interaction),
+            Circumstances(rules, stand.applied, principal, situation),
+        ),
         view=lambda name: _known(stand, name).view,
-        sees_everything=stand.naming.all_open and not stand.applied.redact,
+        sees_everything=stand.naming.all_open and not stand.applied.redact and not stand.applied.guarded,
         narrow=(),
         nothing=False,
         rejudge=None,
         binding=binding,
         rules=rules.digest,
-        notes=NOTES,
+        notes=notes(rules, stand.applied),
         overwrites=interaction.writes and _overwrites(stand, found),
     )
 
@@ -209,7 +220,7 @@ def _all_found(found: TypeStanding) -> bool:
     scopes = [row for row in found.scopes if "s" in row.letters and row.judge is None and not row.limited]
     rows = [row for row in found.allows if "s" in row.letters and row.judge is None]
     belonging = found.type == "Binary" and not found.whole
-    return bool(scopes and rows) and not found.denies and not found.withheld_by and not belonging
+    return bool(scopes and rows) and not found.denies and not found.withheld_by and not belonging and not found.guarded
 
 
 def _overwrites(stand: Standing, found: TypeStanding) -> bool:

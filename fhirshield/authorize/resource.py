@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fhirshield.authorize.circumstances import Circumstances
 from fhirshield.authorize.standing import RuleRow, ScopeRow, Standing, TypeStanding
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import is_about_nobody, patients_of
@@ -18,8 +19,11 @@ _LOOSE_BINARY = Verdict(False, Reason.NO_RULE)
 _UNKNOWN_MODIFIER = Verdict(False, Reason.UNKNOWN_MODIFIER)
 
 
-def judge_for(standing: Standing, patient: str, modifier_extensions: frozenset[str], rule_letter: str) -> Judge:
+def judge_for(
+    standing: Standing, patient: str, modifier_extensions: frozenset[str], rule_letter: str, circumstances: Circumstances
+) -> Judge:
     """The judge of one caller. ``rule_letter`` is what rules call the interaction: ``r``, ``v`` or ``s``."""
+    guarded = standing.applied.guarded
     bases = standing.bases
     also = rule_letter in "vh"  # what was is shown to nobody who may not see what is
 
@@ -39,14 +43,18 @@ def judge_for(standing: Standing, patient: str, modifier_extensions: frozenset[s
             if denies(row, rule_letter, resource) or (also and denies(row, "r", resource)) or denies(row, verb, resource):
                 return Verdict(False, Reason.DENIED_BY_RULE, row.rule.id)
         if letter == "c":
-            return Verdict(True, Reason.PERMITTED, "", obligations_on(found, resource))
+            refused = circumstances.refuse(resource, "c") if guarded else None
+            return Verdict(False, *refused) if refused else Verdict(True, Reason.PERMITTED, "", obligations_on(found, resource))
         beside = letter == "b" or (letter == "i" and stands_beside(resource, found, patient, bases))
-        letter = "r" if letter in {"b", "i"} else letter
+        came, letter = letter, "r" if letter in {"b", "i"} else letter
         if not any(scope_grants(row, letter, resource, found, patient, bases, beside=beside) for row in found.scopes):
             outside = any(letter in row.letters and row.limited for row in found.scopes)
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in found.allows:
             if allows(row, verb, resource):
+                refused = circumstances.refuse(resource, came) if guarded else None
+                if refused is not None:
+                    return Verdict(False, *refused)
                 return Verdict(True, Reason.PERMITTED, row.rule.id, obligations_on(found, resource))
         return Verdict(False, Reason.NO_RULE)
 

@@ -17,7 +17,7 @@ from fhirshield.fhir.criteria import Criteria, Judge
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.path import parse as parse_path
 from fhirshield.fhir.scopes import Scope, Scopes, parse
-from fhirshield.fhir.subjects import has_subject
+from fhirshield.fhir.subjects import has_subject, is_about_nobody
 from fhirshield.model import Naming, Obligation, Opaque, Remove, TypeView
 from fhirshield.policy.compile import Applied
 from fhirshield.policy.rule import Rule
@@ -73,6 +73,8 @@ class TypeStanding:
     whole: bool
     """Nothing of this type can be withheld from this caller."""
     view: TypeView
+    guarded: bool = False
+    """Patients or circumstances may withhold what rules let through."""
     reads: str = ""
     """``r`` where a read is granted by scope and rule and no deny is without criteria: known once, asked for every read."""
 
@@ -113,6 +115,7 @@ class Standing:
             and name not in _OF_SOMEBODY
             and any(row.selector.type == name and row.judge is None for row in allows),
             whole=self._never_withheld(name, subject=False) and (name != "Binary" or self.naming.all_open),
+            guarded=self._guarded(name),
             reads=self._reads(name, allows),
             view=TypeView(
                 name,
@@ -124,6 +127,12 @@ class Standing:
                 label=hashlib.sha256("\n".join(f"{o.rule} {o.path.text} {o.operation}" for o in obligations).encode()).digest(),
             ),
         )
+
+    def _guarded(self, name: str) -> bool:
+        """Labels may stand on anything; Consents are asked about whatever may be about somebody."""
+        if self.applied.clearance is not None or self.applied.residual:
+            return True
+        return self.applied.consents and not is_about_nobody(name)
 
     def _reads(self, name: str, allows: tuple[RuleRow, ...]) -> str:
         scoped = any("r" in row.letters for row in self._scope_rows(name))
@@ -226,6 +235,8 @@ class Standing:
         naming = self.naming
         if not (naming.subject_display and naming.subject_identifier) or self._ruled("Patient") or self.applied.deny:
             return True
+        if self.applied.guarded:
+            return True
         if any(rule.withheld for rule in self.applied.redact):
             return True
         types = {o.type for rule in self.applied.redact for o in rule.redact}
@@ -247,7 +258,7 @@ class Standing:
 
     def _never_withheld(self, name: str, *, subject: bool) -> bool:
         """Whether every resource of a type can be read by this caller (``subject``: the subject of what it sees)."""
-        if self._withheld_by(name) or self._rows(name, allow=False):
+        if self._withheld_by(name) or self._rows(name, allow=False) or self._guarded(name):
             return False
         allows = self._rows(name, allow=True)
         open_to_all = not has_subject(name) and name not in _OF_SOMEBODY and any(row.selector.type == name for row in allows)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from fhirshield.authorize.caller import standing_of
+from fhirshield.authorize.circumstances import Circumstances
 from fhirshield.authorize.operation import may_invoke_on
 from fhirshield.authorize.resource import allows, denies, scope_grants, stands_beside, unknown_modifier
 from fhirshield.authorize.standing import RULE_LETTERS, RuleRow, Standing, TypeStanding
@@ -41,6 +42,10 @@ class _Writer:
         self.verb = RULE_LETTERS[self.interaction.rule_name]
         self.patient = permit.principal.patient
         self.extensions = rules.modifier_extensions
+        action = "create" if self.interaction.kind is Kind.CREATE else "change"
+        self._written, self.seen = (
+            Circumstances(rules, self.stand.applied, permit.principal, permit.situation, how) for how in (action, "read")
+        )
 
     def judge(self, resource: Any, letter: str, verb: str) -> Verdict:
         """Whether this caller may write a resource like this one: by scope ``letter``, by rule ``verb``."""
@@ -55,7 +60,8 @@ class _Writer:
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in self.found.allows:
             if allows(row, verb, resource):
-                return Verdict(True, Reason.PERMITTED, row.rule.id)
+                refused = self._written.refuse(resource) if self.found.guarded else None
+                return Verdict(False, *refused) if refused else Verdict(True, Reason.PERMITTED, row.rule.id)
         return Verdict(False, Reason.NO_RULE)
 
     def rows(self, images: list[Any]) -> Iterator[RuleRow]:
@@ -122,7 +128,7 @@ def draft(permit: Permit, stored: Stored, image: Any, rules: RuleSet) -> Draft |
         if has_subject(one["resourceType"]):
             patients.update(patients_of(one, writer.stand.bases) or ())
     guarded = permit.interaction.kind is not Kind.DELETE or permit.situation.habits.delete_if_match
-    return Draft(Writing(image, stored.version, guarded and stored.version != "", creates, frozenset(patients)), refers)
+    return Draft(Writing(image, stored.version, guarded and stored.version != "", creates, frozenset(patients), before), refers)
 
 
 def _outside(writer: _Writer, image: Any, *, creates: bool) -> Denial | None:
@@ -286,6 +292,8 @@ def _may_refer(writer: _Writer, resource: Any) -> bool:
     if found is None or found.withheld_by or unknown_modifier(resource, writer.extensions):
         return False
     if any(denies(row, letter, resource) for row in found.denies for letter in "rvsh"):
+        return False
+    if found.guarded and found.type != "Binary" and writer.seen.refuse(resource) is not None:
         return False
     reading = [row for row in found.scopes if set(row.letters) & set(_READING)]
     scopes = reading or list(found.scopes) or [row for row in writer.found.scopes if writer.interaction.letter in row.letters]

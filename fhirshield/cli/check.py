@@ -12,9 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-from fhirshield.authorize.caller import NOTES
+from fhirshield.app import consent_policy
+from fhirshield.authorize.caller import notes
 from fhirshield.errors import Fault, OperatorError
-from fhirshield.policy.check import Advice, advise
+from fhirshield.policy.check import Advice, advise, advise_settings
+from fhirshield.policy.compile import RuleSet
 from fhirshield.policy.load import load as load_rules
 from fhirshield.settings import load as load_settings
 
@@ -28,35 +30,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print faults and advice; 1 when there are faults."""
-    faults, advice, count = examine(options.path)
+    faults, advice, count, without = examine(options.path)
     if options.json:
         print(_as_json(faults, advice))
     else:
         for line in [*map(str, faults), *map(str, advice)]:
             print(line)
         if not faults:
-            print(f"{count} rules load; {len(advice)} pieces of advice; in force without: {', '.join(NOTES)}")
+            print(f"{count} rules load; {len(advice)} pieces of advice; in force without: {', '.join(without) or 'nothing'}")
         else:
             print(f"{len(faults)} faults")
     return 1 if faults or (options.strict and advice) else 0
 
 
-def examine(path: Path) -> tuple[list[Fault], list[Advice], int]:
-    """Faults of settings and of rules together, advice on rules that load, and how many those are."""
+def examine(path: Path) -> tuple[list[Fault], list[Advice], int, tuple[str, ...]]:
+    """Faults of settings and of rules together, advice on both, how many rules load, and what is not asked at all."""
     faults: list[Fault] = []
-    rules_path, attributes = path, None
+    advice: list[Advice] = []
+    rules_path, attributes, consent = path, None, None
     if path.is_file() and not _is_rules(path):
         try:
             settings = load_settings(path)
         except OperatorError as error:
-            return error.faults, [], 0
-        rules_path = settings.rules
+            return error.faults, [], 0, ()
+        rules_path, consent = settings.rules, consent_policy(settings)
+        advice += advise_settings(settings)
         attributes = frozenset(name for issuer in settings.issuers.values() for name in issuer.claims)
     try:
         rules = load_rules(rules_path)
     except OperatorError as error:
-        return faults + error.faults, [], 0
-    return faults, advise(rules, attributes), len(rules.rules)
+        return faults + error.faults, [], 0, ()
+    return faults, advice + advise(rules, attributes), len(rules.rules), notes(RuleSet(rules, consent))
 
 
 def _is_rules(path: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from fhirshield.authorize.caller import NOTES, standing_of
+from fhirshield.authorize.caller import notes, standing_of
 from fhirshield.authorize.resource import scope_grants
 from fhirshield.authorize.standing import Standing
 from fhirshield.errors import Fault, OperatorError
@@ -83,7 +83,7 @@ def explain(rules: RuleSet, principal: Principal, outcome: Outcome, stored: list
         "resources": [],
         "withheld": outcome.tally.withheld,
         "redacted": outcome.tally.redacted,
-        "in_force_without": list(NOTES),
+        "in_force_without": list(notes(rules)),
         "body": outcome.body,
     }
     if outcome.situation and outcome.interaction and outcome.interaction.letter:

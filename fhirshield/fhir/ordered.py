@@ -65,6 +65,18 @@ def date_span(text: str) -> Span | None:
         return None
 
 
+def period_holds(period: Any, moment: dt.datetime) -> Answer:
+    """Whether a Period holds a moment; without a Period, always. None where an end cannot be read."""
+    if period is None:
+        return True
+    if not isinstance(period, dict) or "_start" in period or "_end" in period:
+        return None
+    low, high = (date_span(str(period[name])) if name in period else None for name in ("start", "end"))
+    if ("start" in period and low is None) or ("end" in period and high is None):
+        return None
+    return (low is None or low[0] <= moment) and (high is None or moment <= high[1])
+
+
 def _next_month(moment: dt.datetime) -> dt.datetime:
     return (moment + dt.timedelta(days=31)).replace(day=1)
 

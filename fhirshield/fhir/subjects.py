@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from fhirshield.fhir.reference import literal
+from fhirshield.fhir.glance import glance
+from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.reference_places import ways
 from fhirshield.fhir.search_parameters import reader, subject_ways
 
@@ -71,3 +72,38 @@ def patients_of(resource: Any, bases: tuple[str, ...]) -> Patients | None:
         if named.type == "Patient":
             found.add(named.id)
     return frozenset(found) if found else None
+
+
+_ENVELOPES = frozenset({"Bundle", "Parameters", "OperationOutcome"})
+"""What these hold is looked at by itself."""
+
+
+def people_of(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], Patients | None]) -> Patients | None:
+    """All whose data a resource is, so that each of them has to permit; None where that cannot be known.
+
+    Unlike ``patients_of`` this answers for types without a subject, too: nobody for Practitioner and the like, the owner of a
+    Device, whoever the targets of a Provenance are about (``look`` tells), all whom anything else names.
+    """
+    kind = resource.get("resourceType")
+    if has_subject(kind):
+        return patients_of(resource, bases)
+    if kind in _ENVELOPES or is_about_nobody(kind):
+        return frozenset()
+    if kind == "Device" and "patient" not in resource and "_patient" not in resource:
+        return frozenset()
+    if kind == "Provenance":
+        targets = [_target(one, bases) for one in resource.get("target") or ()]
+        people = [None if one is None else frozenset((one.id,)) if one.type == "Patient" else look(one) for one in targets]
+        return frozenset().union(*(one or () for one in people)) if people and None not in people else None
+    named = {one.id for text in glance(resource).references if (one := literal(text, bases)) is not None and one.type == "Patient"}
+    return frozenset(named) or None
+
+
+def targets_of(resource: Any, bases: tuple[str, ...]) -> list[Literal]:
+    """What a Provenance is about, patients aside."""
+    found = [_target(one, bases) for one in resource.get("target") or ()] if resource.get("resourceType") == "Provenance" else []
+    return [one for one in found if one is not None and one.type != "Patient"]
+
+
+def _target(value: Any, bases: tuple[str, ...]) -> Literal | None:
+    return literal(value.get("reference"), bases) if isinstance(value, dict) else None

@@ -22,21 +22,21 @@ class After(Searches):
         if interaction.operation in _ANSWERS:
             return await _ANSWERS[interaction.operation](self, plan, gathered)
         if interaction.kind is Kind.OPERATION:
-            return operated(self._redact, await self._forward(plan))
+            return operated(self._redact, await self._answered(plan, gathered))
         if interaction.searches:
-            return await self._searched(plan)
+            return await self._searched(plan, gathered)
         if interaction.recalls:
             return await self._recalled(plan, gathered)
         if interaction.kind is Kind.VREAD and plan.permit.thins:
             versions = await self._gather.versions(plan.permit, Literal(interaction.type, interaction.id), gathered)
             return Past(self._redact, plan.permit, versions).view(interaction.version)
-        return self._redact(await self._forward(plan))  # the answer ends here: no parsed body waits for the disk
+        return self._redact(await self._answered(plan, gathered))  # the answer ends here: no parsed body waits for the disk
 
-    async def _searched(self, plan: Plan) -> View:
+    async def _searched(self, plan: Plan, gathered: Gathered) -> View:
         """A page of our own, from as many of the upstream's as it takes, within a budget."""
         page = Searchset(self._redact, plan)
         for last in (*(False,) * (MOST_PAGES - 1), True):
-            onwards = page.add(await self._forward(plan))
+            onwards = page.add(await self._answered(plan, gathered))
             if onwards is None:
                 break
             if last:
@@ -48,7 +48,7 @@ class After(Searches):
         """A page of a history; where anything may be withheld, every resource of it is judged by all of its versions."""
         page, asked = History(self._redact, plan), 0
         for last in (*(False,) * (MOST_PAGES - 1), True):
-            answer = await self._forward(plan)
+            answer = await self._answered(plan, gathered)
             unknown = page.unknown(answer)
             if asked and asked + len(unknown) > MOST_JOINED:
                 page.give_up()
@@ -70,7 +70,7 @@ class After(Searches):
         """All that a patient's record holds, of which the page that is asked is shown."""
         found = Everything(self._redact, plan)
         for _ in range(MOST_PAGES):
-            onwards = found.add(await self._forward(plan))
+            onwards = found.add(await self._answered(plan, gathered))
             if onwards is None:
                 return found.view()
             plan = onward(plan, *onwards)
@@ -79,7 +79,7 @@ class After(Searches):
 
     async def _match(self, plan: Plan, gathered: Gathered) -> View:
         found = Matches(self._redact, plan)
-        found.add(await self._forward(plan))
+        found.add(await self._answered(plan, gathered))
         return found.view()
 
     async def _lastn(self, plan: Plan, gathered: Gathered) -> View:
@@ -87,7 +87,7 @@ class After(Searches):
         return newest(await self._whole(plan, gathered, LAST), permit.interaction.most)
 
     async def _meta(self, plan: Plan, gathered: Gathered) -> View:
-        return as_meta(self._redact(await self._forward(plan)))
+        return as_meta(self._redact(await self._answered(plan, gathered)))
 
 
 _ANSWERS: dict[str, Callable[[After, Plan, Gathered], Awaitable[View]]] = {

@@ -29,6 +29,7 @@ class Before(Searches):
 
     async def __call__(self, permit: Permit, gathered: Gathered) -> Permit:
         """The permit once it is known what a condition names, what a write would change, and where joins lead. Raises Refused."""
+        await self._gather.about.ready(permit, gathered)
         if permit.interaction.condition:
             permit = await self._conditioned(permit, gathered)
         if permit.interaction.writes:
@@ -70,6 +71,7 @@ class Before(Searches):
         if not creates and (denial := may_change(permit, stored, self._rules)):
             raise Refused(denial)
         image = self._written.image(permit, stored)
+        await self._gather.about(permit, [image], gathered)
         drafted = draft(permit, stored, image, self._rules)
         if isinstance(drafted, Denial):
             raise Refused(drafted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from fhirshield.fhir.page import Target
 from fhirshield.fhir.reference import Literal
 from fhirshield.forward import Forwarder
 from fhirshield.gather import Gatherer
-from fhirshield.model import Denial, Permit, Plan, Reason, Refused
+from fhirshield.model import Answer, Denial, Permit, Plan, Reason, Refused
 from fhirshield.policy.compile import RuleSet
 from fhirshield.redact import Redactor, Searchset
 from fhirshield.rewrite import fresh, onward, rewrite
@@ -35,6 +36,15 @@ class Searches:
         self._gather = gather
         self._forward = forward
         self._redact = redact
+
+    async def _answered(self, plan: Plan, gathered: Gathered) -> Answer:
+        """What the upstream answers, once it is known what those whom it is about say to it. Raises Refused."""
+        marks = self._gather.about.touched([plan.permit])
+        async with self._gather.about.writing(marks, [plan.permit]):
+            answer = await self._forward(plan)
+        with contextlib.suppress(*([Refused] if plan.permit.writing is not None else [])):  # it was done: it is told, not shown
+            await self._gather.about(plan.permit, [answer.resource], gathered)
+        return answer
 
     async def _join(self, permit: Permit, gathered: Gathered) -> Permit:
         """Resolve chains and ``_has`` by searches that are decided like the caller's own, in bounded steps."""
@@ -61,7 +71,7 @@ class Searches:
         onwards: Target | None = (plan.segments, plan.query)
         for _ in range(MOST_PAGES):
             gathered[name] = gathered.get(name, 0) + 1
-            onwards = found.add(await self._forward(plan))
+            onwards = found.add(await self._answered(plan, gathered))
             if onwards is None:
                 break
             plan = onward(plan, *onwards)

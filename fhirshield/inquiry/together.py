@@ -11,7 +11,8 @@ from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.reference import Literal, conditional, renamed
 from fhirshield.inquiry.before import Before
 from fhirshield.inquiry.search import Gathered, granted
-from fhirshield.model import Denial, Draft, Permit, Principal, Reason, Refused, Situation
+from fhirshield.model import Answer, Denial, Draft, Permit, Principal, Reason, Refused, Situation
+from fhirshield.model import Together as Sent
 from fhirshield.receive.target import parameters_of
 
 MOST_CONDITIONS = 50
@@ -35,6 +36,7 @@ class Together(Before):
                     text = f"`{interaction.operation}` changes what is stored, and could not be undone with the other entries"
                     raise Refused(Denial(400, Reason.NOT_SERVED, "not-supported", text))
                 self._check_joins(permit)
+                await self._gather.about.ready(permit, gathered)
                 permits.append(await self._conditioned(permit, gathered) if permit.interaction.condition else permit)
         _check_distinct(permits)
         permits = await self._linked(permits, gathered)
@@ -54,6 +56,14 @@ class Together(Before):
             with within(place):
                 permits[place] = granted(endorse(permits[place], drafted, seen, self._rules))
         return permits
+
+    async def carried_out(self, plan: Sent, permits: list[Permit], gathered: Gathered) -> list[Answer]:
+        """The writes of a transaction, sent as one; their answers, ready to be judged. Raises Refused."""
+        async with self._gather.about.writing(self._gather.about.touched(permits), permits):
+            answers = await self._forward.together(plan)
+        with contextlib.suppress(Refused):  # it was done: it is told, not shown
+            await self._gather.about(permits[0], [answer.resource for answer in answers], gathered)
+        return answers
 
     def _check_joins(self, permit: Permit) -> None:
         """What is read comes after what is written: so whether its chains may be asked is decided now. Raises Refused."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from fhirshield.model import Obligation
 from fhirshield.policy.rule import READING, Grant, Rule, Rules, Who
+from fhirshield.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """``kind`` is one of ``shadowed contradictory dead partial reduces conflict disclosure attribute``."""
+    """``kind`` is one of ``shadowed contradictory dead partial reduces conflict disclosure attribute consent``."""
 
     kind: str
     where: str
@@ -35,6 +36,25 @@ def advise(rules: Rules, attributes: frozenset[str] | None = None) -> list[Advic
         found += _redactions(rule, others)
         found += [Advice("disclosure", rule.where, rule.id, text) for text in rule.disclosures]
         found += _conditions(rule, attributes)
+    return found
+
+
+def advise_settings(settings: Settings) -> list[Advice]:
+    """Advice on what settings say of Consents."""
+    consent, found = settings.consent, []
+    if consent is None:
+        return []
+    where = settings.file
+    if consent.eventual:
+        text = (
+            "the source of Consents is eventually consistent: a revocation binds some time after it was made, nobody can say when"
+        )
+        found.append(Advice("consent", where, "consent.search_lag", text))
+    if consent.default in {"permit", "treatment"}:
+        text = f"a patient of whom no Consent applies is treated as if there were one: {consent.default}"
+        found.append(Advice("disclosure", where, "consent.default", text))
+    for role in sorted(consent.exempt_roles):
+        found.append(Advice("disclosure", where, "consent.exempt_roles", f"no Consent is asked of a caller who is {role}"))
     return found
 
 

@@ -7,13 +7,15 @@ or a ``redact`` wherever it is not certainly unmet.
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from fhirshield.model import Principal
-from fhirshield.policy.rule import Rule, Rules, Who
+from fhirshield.policy.consent import ConsentPolicy
+from fhirshield.policy.rule import NORMAL, Clearance, Rule, Rules, Who
 
 CACHE = 8192
 """Principals whose applicable rules are remembered."""
@@ -27,19 +29,32 @@ class Applied:
     deny: tuple[Rule, ...]
     redact: tuple[Rule, ...]
     reveal: tuple[Rule, ...]
+    clearance: frozenset[Clearance] | None = None
+    """How sensitive what the caller sees may be; None where rules say nothing of sensitivity."""
+    consents: bool = False
+    """Patients' Consents are asked."""
+    residual: bool = False
+    """The token leaves something to be enforced."""
+
+    @property
+    def guarded(self) -> bool:
+        """Whether patients or circumstances may withhold what scopes and rules let through."""
+        return self.consents or self.residual or self.clearance is not None
 
 
 class RuleSet:
     """A compiled set of rules; immutable but for its cache."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, consent: ConsentPolicy | None = None) -> None:
         self.rules = rules.rules
-        self.digest = rules.digest
+        self.consent = consent
+        self.sensitivity = rules.sensitivity
+        self.digest = rules.digest if consent is None else hashlib.sha256(f"{rules.digest} {consent}".encode()).hexdigest()
         self.modifier_extensions = rules.modifier_extensions
         self._conditions = [c for rule in rules.rules for c in (rule.who.when, rule.who.unless) if c]
         self._reads = sorted({name for condition in self._conditions for name in condition.environment})
         self._cache: OrderedDict[tuple[Any, ...], Applied] = OrderedDict()
-        self._shared: dict[tuple[tuple[str, ...], ...], Applied] = {}
+        self._shared: dict[tuple[Any, ...], Applied] = {}
 
     def applied(self, principal: Principal, now: dt.datetime) -> Applied:
         """The rules whose ``who`` this principal meets at this time."""
@@ -48,7 +63,7 @@ class RuleSet:
         if found is None:
             found = self._match(principal, environment(now))
             ids = tuple(tuple(r.id for r in part) for part in (found.allow, found.deny, found.redact, found.reveal))
-            found = self._shared.setdefault(ids, found)
+            found = self._shared.setdefault((ids, found.clearance, found.consents, found.residual), found)
             self._cache[key] = found
             if len(self._cache) > CACHE:
                 self._cache.popitem(last=False)
@@ -62,7 +77,16 @@ class RuleSet:
             tuple(rule for rule, answer in answers if rule.deny and answer is not False),
             tuple(rule for rule, answer in answers if (rule.redact or rule.withheld) and answer is not False),
             tuple(rule for rule, answer in answers if rule.reveal and answer is True),
+            self._clearance(rule.clearance for rule, answer in answers if rule.clearance and answer is True),
+            self.consent is not None and not principal.roles & self.consent.exempt_roles,
+            bool(principal.residuals),
         )
+
+    def _clearance(self, granted: Iterable[Clearance | None]) -> frozenset[Clearance] | None:
+        """The clearances of a caller; everybody is cleared for what is normal."""
+        if self.sensitivity is None:
+            return None
+        return frozenset((Clearance(NORMAL, frozenset()), *(one for one in granted if one)))
 
 
 def meets(who: Who, principal: Principal, facts: dict[str, Any], env: dict[str, Any]) -> bool | None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fhirshield.fhir.criteria import Criteria
-from fhirshield.model import Obligation, Opaque
+from fhirshield.fhir.v3 import ACT_CODE, RANKS, above
+from fhirshield.model import Labels, Obligation, Opaque
 from fhirshield.policy.condition import Condition
+from fhirshield.policy.sensitivity import Sensitivity
 
+NORMAL = RANKS.index("N")
+"""The confidentiality that everybody is cleared for."""
 READING = ("read", "vread", "search", "history")
 INTERACTIONS = (*READING, "create", "update", "patch", "delete")
 POLICY_TYPES = frozenset({"Consent", "RelatedPerson", "Group", "PractitionerRole", "CareTeam"})
@@ -68,6 +72,27 @@ class Reveal:
 
 
 @dataclass(frozen=True, slots=True)
+class Clearance:
+    """How sensitive what a caller sees may be. ``kinds`` of sensitive information by ActCode, each with what is a kind of it."""
+
+    rank: int
+    kinds: frozenset[str]
+    every: bool = False
+    """All kinds."""
+
+    def names(self, kind: str) -> bool:
+        """Whether it speaks of a kind of sensitive information."""
+        return self.every or not self.kinds.isdisjoint(above(ACT_CODE, kind) or (kind,))
+
+
+def cleared(clearances: frozenset[Clearance], labels: Labels) -> bool:
+    """Whether what is so labelled is within these: each kind within one that reaches its rank; what nobody knows is not."""
+    rank = labels.rank
+    reaching = [one for one in clearances if rank is not None and one.rank >= rank]
+    return bool(reaching) and all(any(one.names(kind) for one in reaching) for kind in labels.kinds)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule. ``where`` is ``file:line``; ``withheld`` are types that its redactions withhold whole."""
 
@@ -82,6 +107,7 @@ class Rule:
     disclosures: tuple[str, ...]
     """What the rule lets out on purpose, for ``check`` to name."""
     reveal: Reveal | None = None
+    clearance: Clearance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +118,5 @@ class Rules:
     modifier_extensions: frozenset[str]
     digest: str
     """SHA-256 over the files' text, hex."""
+    sensitivity: Sensitivity | None = None
+    """What codes tell of, where the rules say."""

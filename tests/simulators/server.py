@@ -39,6 +39,8 @@ PATHS = STORED | {
     "_source": ("meta.source", "uri"),
     "_profile": ("meta.profile", "uri"),
     "url": ("url", "uri"),
+    "practitioner": ("practitioner", "reference"),
+    "service-provider": ("serviceProvider", "reference"),
 }
 _SHAPING = {"_count", "_sort", "_offset", "_format", "_pretty", "_include", "_revinclude", "_total", "_summary", "_elements"}
 _ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "GET": 3}

@@ -1,0 +1,83 @@
+"""What patients and circumstances decide of one resource: Consents and labels, once scopes and rules have let it through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fhirshield.authorize.about import About
+from fhirshield.authorize.asking import Asking
+from fhirshield.authorize.consent import decide, forbidden
+from fhirshield.fhir.reference import Literal, literal
+from fhirshield.fhir.subjects import Patients, has_subject, patients_of, people_of
+from fhirshield.model import Facts, Principal, Reason, Situation
+from fhirshield.policy.compile import Applied, RuleSet
+from fhirshield.policy.consent import Decision
+from fhirshield.policy.rule import cleared
+
+Refusal = tuple[Reason, str]
+"""Why a resource is withheld, and what says so: a Consent with the path of its provision, or a rule."""
+
+
+class Circumstances:
+    """The circumstances of one exchange. ``action`` is what is done with resources: ``read``, ``create`` or ``change``."""
+
+    def __init__(self, rules: RuleSet, applied: Applied, principal: Principal, situation: Situation, action: str = "read") -> None:
+        self._consent = rules.consent if applied.consents else None
+        self._sensitivity = rules.sensitivity
+        self._facts: Facts = situation.facts
+        self._bases = situation.bases
+        self._principal = principal
+        self._asking = Asking.of(principal, situation, action)
+        self._clearance = applied.clearance
+
+    def refuse(self, resource: Any, letter: str = "") -> Refusal | None:
+        """Why this resource is withheld, if it is. Of what is contained (``c``) only whom it is about besides is asked."""
+        residuals = self._principal.residuals
+        if self._consent is None and self._clearance is None and not residuals:
+            return None
+        about = About(resource, self._sensitivity, self._bases, self._facts)
+        if self._clearance is not None and letter != "b":
+            labels = about.labels
+            if labels is None:
+                return Reason.FACTS_UNAVAILABLE, "labels"
+            if not cleared(self._clearance, labels):
+                return Reason.BEYOND_CLEARANCE, "clearance"
+        if residuals and letter != "b" and (path := forbidden(residuals, self._asking, about)):
+            return Reason.NO_CONSENT, path
+        if self._consent is None or letter == "b":
+            return None
+        return self._consents(about, letter)
+
+    def _consents(self, about: About, letter: str) -> Refusal | None:
+        assert self._consent is not None
+        patients = self._contained(about) if letter == "c" else people_of(about.resource, self._bases, self._subjects)
+        if patients is None:
+            return Reason.NO_PATIENT, ""
+        if self._is_own(patients):
+            return None
+        for patient in sorted(patients):
+            known = self._facts.consents.get(patient)
+            if known is None:
+                return Reason.FACTS_UNAVAILABLE, "Consent"
+            if known.faults:
+                return Reason.CONSENT_UNSUPPORTED, known.faults[0]
+            said = decide(known.consents, self._consent, self._asking, about)
+            if said.decision is Decision.PERMIT and known.linked:
+                linked = decide(known.linked, self._consent, self._asking, about, implicit=False)
+                said = linked if linked.decision is Decision.DENY else said
+            if said.decision is not Decision.PERMIT:
+                return Reason.CONSENT_UNSUPPORTED if said.unsupported else Reason.NO_CONSENT, said.why
+        return None
+
+    def _contained(self, about: About) -> Patients:
+        found = patients_of(about.resource, self._bases) if has_subject(about.type) and about.type != "Patient" else None
+        return found or frozenset()
+
+    def _subjects(self, named: Literal) -> Patients | None:
+        return self._facts.subjects.get(named)
+
+    def _is_own(self, patients: Patients) -> bool:
+        """Whether it is about the very person who asks, and nobody else."""
+        assert self._consent is not None
+        user = literal(self._principal.fhir_user)
+        return self._consent.own_record and user is not None and user.type == "Patient" and patients == frozenset((user.id,))

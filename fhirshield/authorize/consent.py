@@ -1,0 +1,240 @@
+"""What a patient's Consents say of one resource to one caller (FHIR R4 §6.2 and R5 Consent, IHE PCF 1.1).
+
+A nested provision is an exception of the one that it stands in; one of the same kind as that is a further one beside it, which
+has its attributes where it says nothing else (IHE PCF, *Advanced*). Among siblings, and among Consents, a deny goes before a
+permit. Attributes match narrowly for permits and widely for denies. What cannot be known leaves both answers open; of all that
+may then come out, the one that shows the least counts (``Decision`` is ordered so), which is why unknown never permits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from fhirshield.authorize.about import About
+from fhirshield.authorize.asking import Asking
+from fhirshield.authorize.provision import matches_resource
+from fhirshield.fhir.consent import R5, Consent, Provision
+from fhirshield.fhir.v3 import ACT_REASON, is_a
+from fhirshield.policy.consent import ConsentPolicy, Decision, base
+
+DENY, SILENT, PERMIT = Decision.DENY, Decision.SILENT, Decision.PERMIT
+
+
+class Said(NamedTuple):
+    """A decision, and what made it: a Consent's name and the path of a provision."""
+
+    decision: Decision
+    why: str = ""
+    unsupported: bool = False
+    """It is a Consent that cannot be enforced."""
+
+
+NOTHING = Said(SILENT)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """A provision with what it has from those around it, and its exceptions."""
+
+    provision: Provision
+    permits: bool
+    of_resource: bool
+    """Some of its attributes, or of its exceptions', ask about the resource."""
+    exceptions: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """A Consent ready to be asked."""
+
+    consent: Consent
+    nodes: tuple[Node, ...]
+    meanings: tuple[str, ...]
+    fault: str
+    """Why it cannot be enforced; empty where it can."""
+    of_resource: bool
+
+
+@lru_cache(maxsize=8192)
+def compiled(consent: Consent, policy: ConsentPolicy) -> Compiled:
+    """A Consent under the operator's reading of policies; kept with the Consent."""
+    meanings, fault = [], ""
+    for named in consent.policies:
+        meaning = policy.meaning(named)
+        if meaning is None:
+            fault = fault or "its policy is not mapped in `consent.policies`"
+        else:
+            meanings.append(meaning)
+    root = consent.root
+    nodes: tuple[Node, ...] = ()
+    if root is not None and not fault:
+        try:
+            nodes = tuple(_nodes(root, _kind(root, consent, meanings), ()))
+        except _Untyped as untyped:
+            fault = f"`{untyped.args[0]}` says neither permit nor deny"
+    if root is None and all(meaning == "ignore" for meaning in meanings):
+        fault = fault or "it has neither a provision nor a policy that decides"
+    return Compiled(consent, nodes, tuple(meanings), fault, any(node.of_resource for node in nodes))
+
+
+class _Untyped(Exception):
+    """A provision of which it cannot be said whether it permits or denies; carries its path."""
+
+
+def _kind(root: Provision, consent: Consent, meanings: list[str]) -> bool | None:
+    """What the outermost provision does: what it says, else what the policy means; None where only what is in it speaks."""
+    if root.permits is not None:
+        return root.permits
+    said = {meaning for meaning in meanings if meaning != "ignore"}
+    if said:
+        return said == {"permit"}
+    if consent.release == R5 and root.inner:
+        raise _Untyped("Consent.decision")
+    return None
+
+
+def _nodes(provision: Provision, permits: bool | None, more: tuple[Provision, ...]) -> Iterator[Node]:
+    """A provision and those of its kind in it, side by side; ``more`` are exceptions that it has besides its own."""
+    inner = [_typed(one, permits) for one in provision.inner]
+    if permits is None:  # it decides nothing itself: what stands in it does, with its attributes
+        for one in inner:
+            yield from _nodes(_merged(provision, one), one.permits, more)
+        return
+    opposite = (*(one for one in inner if one.permits is not permits), *more)
+    exceptions = tuple(node for one in opposite for node in _nodes(one, one.permits, ()))
+    asks = _asks_resource(provision) or any(node.of_resource for node in exceptions)
+    yield Node(provision, permits, asks, exceptions)
+    for one in inner:
+        if one.permits is permits:
+            yield from _nodes(_merged(provision, one), permits, opposite if permits else ())
+
+
+def _typed(inner: Provision, outer: bool | None) -> Provision:
+    """What stands in a provision with its kind: said, or the opposite of what it is an exception of (R5)."""
+    if inner.permits is not None:
+        return inner
+    if outer is None:
+        raise _Untyped(inner.path)
+    return replace(inner, permits=not outer)
+
+
+_ATTRIBUTES = ("period", "actors", "actions", "labels", "purposes", "classes", "codes", "data_period", "data")
+
+
+def _merged(outer: Provision, inner: Provision) -> Provision:
+    """A provision with the attributes of the one that it stands in, where it says nothing of its own."""
+    own = {name: getattr(inner, name) or getattr(outer, name) for name in _ATTRIBUTES}
+    return replace(inner, **own, beyond=inner.beyond or outer.beyond)
+
+
+def _asks_resource(provision: Provision) -> bool:
+    return bool(provision.labels or provision.classes or provision.codes or provision.data_period or provision.data)
+
+
+# --- asking ---------------------------------------------------------------------------------------------------------------
+
+
+def decide(consents: Iterable[Consent], policy: ConsentPolicy, asking: Asking, about: About, *, implicit: bool = True) -> Said:
+    """What all Consents of one patient say of a resource; the implicit policy where none decides."""
+    said = [(consent, said_by(compiled(consent, policy), asking, about)) for consent in consents]
+    found = _recent(said) if policy.recent_wins else _strictest(said)
+    if found.decision is not SILENT or not implicit:
+        return found
+    return Said(base(policy.implicit, asking.purposes), f"no Consent, implicitly {policy.implicit}")
+
+
+def applies(consent: Consent, asking: Asking) -> bool | None:
+    """Whether a Consent is in force and about this kind of request at all."""
+    if not consent.active or not consent.private:
+        return False
+    in_force = consent.period.holds(asking.now) if consent.period is not None else True
+    if not consent.research or in_force is False:
+        return in_force
+    kinds = {is_a(ACT_REASON, one, "HRESCH") for one in asking.purposes}
+    return in_force if kinds == {True} else False if kinds == {False} else None
+
+
+def said_by(compiled: Compiled, asking: Asking, about: About) -> Said:
+    """What one Consent says of a resource."""
+    if not compiled.of_resource:
+        found = asking.said.get(compiled)
+        if found is None:
+            found = asking.said[compiled] = _said_by(compiled, asking, about)
+        return found
+    return _said_by(compiled, asking, about)
+
+
+def _said_by(compiled: Compiled, asking: Asking, about: About) -> Said:
+    consent = compiled.consent
+    applied = applies(consent, asking)
+    if applied is False:
+        return NOTHING
+    if compiled.fault:
+        return Said(DENY, f"{consent.name}: {compiled.fault}", unsupported=True)
+    decision, path, _ = _strictest_of((_answer(node, asking, about) for node in compiled.nodes), NOTHING)
+    if decision is SILENT and compiled.meanings:
+        decision = min((base(meaning, asking.purposes) for meaning in compiled.meanings if meaning != "ignore"), default=SILENT)
+        path = "policy"
+    if applied is None:
+        decision = min(decision, SILENT)
+    return Said(decision, f"{consent.name} {path}") if decision is not SILENT else NOTHING
+
+
+def _answer(node: Node, asking: Asking, about: About) -> Said:
+    """What a provision says: silent where it does not match, the worse of both where it may."""
+    match = asking.matches(node.provision, node.permits)
+    if match is not False:
+        of_resource = matches_resource(node.provision, node.permits, about)
+        match = False if of_resource is False else None if match is None else of_resource
+    if match is False:
+        return NOTHING
+    own = Said(PERMIT if node.permits else DENY, node.provision.path)
+    within = _strictest_of((_answer(one, asking, about) for one in node.exceptions), own)
+    return within if match is True else min(within, NOTHING)
+
+
+def _strictest_of(answers: Iterable[Said], otherwise: Said) -> Said:
+    """A deny among them, else a permit, else what holds without them."""
+    permit: Said | None = None
+    for answer in answers:
+        if answer.decision is DENY:
+            return answer
+        if answer.decision is PERMIT and permit is None:
+            permit = answer
+    return permit or otherwise
+
+
+def _strictest(said: list[tuple[Consent, Said]]) -> Said:
+    return _strictest_of((one for _, one in said), NOTHING)
+
+
+def _recent(said: list[tuple[Consent, Said]]) -> Said:
+    """What the most recent Consent that decides says; of those without a date, a deny counts as the most recent."""
+    undated = _strictest([row for row in said if row[0].when is None])
+    if undated.decision is DENY:
+        return undated
+    dated = [row for row in said if row[0].when is not None]
+    for moment in sorted({consent.when for consent, _ in dated if consent.when is not None}, reverse=True):
+        found = _strictest([row for row in dated if row[0].when == moment])
+        if found.decision is not SILENT:
+            return found
+    return undated
+
+
+def forbidden(residuals: Iterable[Provision], asking: Asking, about: About) -> str:
+    """The residual rule of a token that forbids a resource, where none permits it all the same; empty where it may be shown."""
+    by = ""
+    for provision in residuals:
+        permits = provision.permits is True
+        match = asking.matches(provision, permits)
+        if match is not False:
+            of_resource = matches_resource(provision, permits, about)
+            match = of_resource if match is True or of_resource is False else None
+        if permits and match is True:
+            return ""
+        if not permits and match is not False:
+            by = by or provision.path
+    return by

@@ -1,0 +1,59 @@
+"""One look over a resource: every coding and every reference in it, whatever element they stand in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fhirshield.fhir.v3 import system_of
+
+Code = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What a resource, with all that it contains, names."""
+
+    codings: frozenset[Code]
+    """(system as written, code); the system is empty where none is given. Labels and tags are not among them."""
+    references: frozenset[str]
+    """The texts of all literal references."""
+    security: frozenset[Code]
+    """``meta.security`` of the resource and of those within it; v3 systems by their first name."""
+    worded: bool
+    """Some concept is in words alone."""
+
+
+def glance(resource: Any) -> Glance:
+    """Look over a resource."""
+    codings: set[Code] = set()
+    references: set[str] = set()
+    security: set[Code] = set()
+    worded = False
+    waiting: list[Any] = [resource]
+    while waiting:
+        node = waiting.pop()
+        if type(node) is list:
+            waiting += [one for one in node if type(one) is dict or type(one) is list]
+            continue
+        code = node.get("code")
+        if type(code) is str:
+            system = node.get("system")
+            codings.add((system if type(system) is str else "", code))
+        text = node.get("reference")
+        if type(text) is str:
+            references.add(text)
+        if not worded and "text" in node and "coding" not in node and type(node["text"]) is str:
+            worded = True
+        for name, value in node.items():
+            if name == "meta" and type(value) is dict:
+                security |= _labels(value.get("security"))
+            elif type(value) is dict or type(value) is list:
+                waiting.append(value)
+    return Glance(frozenset(codings), frozenset(references), frozenset(security), worded)
+
+
+def _labels(codings: Any) -> set[Code]:
+    rows = codings if type(codings) is list else []
+    found = ((row.get("system"), row.get("code")) for row in rows if type(row) is dict)
+    return {(system_of(system) if type(system) is str else "", code) for system, code in found if type(code) is str}

@@ -1,0 +1,393 @@
+"""Whom an answer is about, and what they and circumstances say: Consents, those whom Consents name, what labels lead to.
+
+One batched query a kind, under the shield's own name. What is kept of it is kept under marks (``kept.py``), which are looked at
+again before the first byte leaves. Whoever cannot be asked is a 503, for what is absent too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fhirshield.errors import Unavailable
+from fhirshield.fhir.consent import Consent, Unsupported, parse, patient_of
+from fhirshield.fhir.glance import glance
+from fhirshield.fhir.ordered import period_holds
+from fhirshield.fhir.reference import Literal, literal
+from fhirshield.fhir.subjects import has_subject, people_of, targets_of
+from fhirshield.gather.kept import EVERYTHING, Changed, Kept, unchanged
+from fhirshield.gather.reading import TOGETHER, Counts, Reading, away, by_id
+from fhirshield.model import Denial, OfPatient, Permit, Reason, Refused, Situation
+from fhirshield.state.epochs import Epochs
+
+AT_ONCE = 500
+"""Consents of a page."""
+MOST_SOURCES = 500
+"""Resources that one answer's labels may rest on."""
+_MEMBERS = frozenset({"CareTeam", "Group", "PractitionerRole"})
+_READ = _MEMBERS | {"Consent", "Patient"}
+"""The types that are read in order to decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked about answers: nothing where all of it is off."""
+
+    consents: bool = False
+    max_age: float = 5.0
+    """Seconds."""
+    lag: float = 0.0
+    """Seconds for which searches of the source may miss what was written."""
+    inherit: Callable[[Any], Iterable[str]] | None = None
+    """The references from which a resource takes labels; None where labels are not computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What is kept of a patient."""
+
+    consents: tuple[Consent, ...]
+    faults: tuple[str, ...]
+    links: frozenset[str]
+    """The patients whom its record says to be linked."""
+
+
+class Stale(Refused):
+    """What was decided by is no longer so: the exchange is decided again."""
+
+    def __init__(self) -> None:
+        text = "what this decision rests on changes too fast at the moment"
+        super().__init__(Denial(503, Reason.FACTS_UNAVAILABLE, "transient", text, (("Retry-After", "1"),)))
+
+
+class AboutAnswer:
+    """Gathers what has to be known about resources before they are judged. ``digest`` hides whom marks speak of."""
+
+    def __init__(
+        self, asked: Asked, upstream: Reading, source: Reading | None, epochs: Epochs, digest: Callable[[str], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._asked = asked
+        self._upstream = upstream
+        self._source = source or upstream
+        self._epochs = epochs
+        self._digest = digest
+        self._clock = clock
+        self._heard = float("-inf")
+        """When the source last answered."""
+        fresh = asked.max_age - asked.lag
+        self._records: Kept[_Record] = Kept(epochs, self.mark, max_age=fresh, clock=clock)
+        self._members: Kept[Any] = Kept(epochs, self.mark, max_age=fresh, clock=clock)
+        self._roles: Kept[tuple[Any, ...]] = Kept(epochs, self.mark, max_age=fresh, clock=clock)
+        self.troubles: dict[str, str] = {}
+        """Consents that cannot be enforced, by name: why. For the operator."""
+
+    def mark(self, key: str) -> str:
+        """The name of what is kept of a patient or another resource: ``Patient/1`` -> a digest."""
+        return self._digest(f"{self._upstream.server.url} {key}")
+
+    # --- an exchange ----------------------------------------------------------------------------------------------
+
+    async def ready(self, permit: Permit, counts: Counts) -> None:
+        """Whether all whom decisions rest on can be asked, before anything is known of the outcome. Raises Refused."""
+        if not self._asked.consents:
+            return
+        facts = permit.situation.facts
+        try:
+            facts.epochs.setdefault(EVERYTHING, (await self._epochs.read([EVERYTHING]))[EVERYTHING].text)
+        except Unavailable:
+            raise Refused(away()) from None
+        if self._clock() >= self._heard + self._asked.max_age:
+            await self._search(permit, "Consent", (("_id", "fhirshield-is-asking"), ("_count", "1")), counts)
+
+    async def __call__(self, permit: Permit, resources: Iterable[Any], counts: Counts) -> None:
+        """Gather what these resources need to be judged, whatever else may be said of them. Raises Refused."""
+        if not self._asked.consents and self._asked.inherit is None:
+            return
+        found = [one for resource in resources for one in _all_within(resource)]
+        try:
+            await self._sources(permit, found, counts)
+            if self._asked.consents:
+                await self._patients(permit, found, counts)
+        except Changed:
+            raise Stale from None
+        except Unavailable:
+            raise Refused(away()) from None
+
+    async def still(self, situation: Situation) -> bool:
+        """Whether what an exchange rests on is as it was when it was gathered. Raises Refused."""
+        try:
+            return await unchanged(self._epochs, situation.facts)
+        except Unavailable:
+            raise Refused(away()) from None
+
+    # --- what resources lead to -----------------------------------------------------------------------------------
+
+    async def _sources(self, permit: Permit, resources: list[Any], counts: Counts) -> None:
+        """Looks at what labels are taken from, and at targets of Provenance: in the answer itself, else by one query a type."""
+        facts, bases = permit.situation.facts, permit.situation.bases
+        inherit = self._asked.inherit
+        wanted: set[Literal] = set()
+        for resource in resources:
+            texts = inherit(resource) if inherit is not None else ()
+            wanted |= {one for text in texts if (one := literal(text, bases)) is not None}
+            wanted.update(targets_of(resource, bases) if self._asked.consents else ())
+        wanted -= facts.glances.keys()
+        if not wanted:
+            return
+        if len(wanted) > MOST_SOURCES:
+            text = "more resources than can be looked at in order to decide; ask for fewer"
+            raise Refused(Denial(403, Reason.NOT_SERVED, "too-costly", text))
+        here = {Literal(r["resourceType"], r["id"]): r for r in resources if type(r.get("id")) is str and not _is_past(permit)}
+        absent = wanted - here.keys()
+        here |= await self._named(permit, absent, counts)
+        for name in wanted:
+            resource = here.get(name)
+            facts.glances[name] = glance(resource) if resource is not None else None
+            facts.subjects[name] = people_of(resource, bases, lambda _: None) if resource is not None else None
+
+    async def _named(self, permit: Permit, wanted: Iterable[Literal], counts: Counts) -> dict[Literal, Any]:
+        by_type: dict[str, list[str]] = {}
+        for one in wanted:
+            by_type.setdefault(one.type, []).append(one.id)
+        found: dict[Literal, Any] = {}
+        for name, ids in sorted(by_type.items()):
+            for start in range(0, len(ids), TOGETHER):
+                for resource in await self._upstream.search(permit, name, by_id(ids[start : start + TOGETHER]), counts):
+                    if resource.get("resourceType") == name and resource.get("id") in ids:
+                        found[Literal(name, resource["id"])] = resource
+        return found
+
+    # --- patients -------------------------------------------------------------------------------------------------
+
+    async def _patients(self, permit: Permit, resources: list[Any], counts: Counts) -> None:
+        facts = permit.situation.facts
+        wanted = sorted(self._people(permit, resources) - facts.consents.keys())
+        if not wanted:
+            return
+        records = await self._records_of(permit, wanted, counts)
+        others = {other for record in records.values() for other in record.links} - records.keys()
+        records |= await self._records_of(permit, sorted(others), counts)
+        consents = [consent for record in records.values() for consent in record.consents]
+        await self._actors(permit, consents, counts)
+        await self._related(permit, consents, counts)
+        for patient in wanted:
+            own = records[patient]
+            linked = [records[other] for other in sorted(own.links) if other != patient and patient in records[other].links]
+            faults = (*own.faults, *(fault for record in linked for fault in record.faults))
+            facts.consents[patient] = OfPatient(own.consents, faults, tuple(c for record in linked for c in record.consents))
+
+    def _people(self, permit: Permit, resources: list[Any]) -> set[str]:
+        """All whose Consents these resources need."""
+        facts, bases = permit.situation.facts, permit.situation.bases
+        found: set[str] = set()
+        for resource in resources:
+            found |= people_of(resource, bases, facts.subjects.get) or frozenset()
+        return found
+
+    async def _records_of(self, permit: Permit, patients: Sequence[str], counts: Counts) -> dict[str, _Record]:
+        """What is kept of these patients: all Consents in one query, and which records are linked in another."""
+
+        async def fetch(keys: Sequence[str]) -> Mapping[str, _Record]:
+            ids = [key.removeprefix("Patient/") for key in keys]
+            named = [Literal("Patient", one) for one in ids]
+            (consents, faults), found = await asyncio.gather(
+                self._consents_of(permit, ids, counts), self._named(permit, named, counts)
+            )
+            bases = permit.situation.bases
+            return {
+                str(one): _Record(tuple(consents[one.id]), tuple(faults[one.id]), _links(found.get(one), bases)) for one in named
+            }
+
+        kept = await self._records.of([f"Patient/{one}" for one in patients], permit.situation.facts, fetch)
+        return {key.removeprefix("Patient/"): record for key, record in kept.items()}
+
+    async def _consents_of(
+        self, permit: Permit, patients: Sequence[str], counts: Counts
+    ) -> tuple[dict[str, list[Consent]], dict[str, list[str]]]:
+        """All Consents of these patients, and what cannot be read of them, by patient."""
+        bases = (*permit.situation.bases, self._source.server.url)
+        named = [f"Patient/{one}" for one in patients]
+        if self._source is not self._upstream:
+            named += [f"{self._upstream.server.url}/Patient/{one}" for one in patients]
+        query = (("patient", ",".join(named)), ("status", "active"), ("_count", str(AT_ONCE)))
+        known: dict[str, list[Consent]] = {one: [] for one in patients}
+        faults: dict[str, list[str]] = {one: [] for one in patients}
+        for resource in await self._search(permit, "Consent", query, counts):
+            if resource.get("resourceType") != "Consent":
+                continue
+            patient = patient_of(resource, bases)
+            if patient and patient not in known:
+                continue  # the source took the parameter more widely than it is meant
+            try:
+                consent = parse(resource, bases)
+                known[patient].append(consent)
+            except (Unsupported, KeyError) as error:
+                name = f"Consent/{resource.get('id', '')}"
+                why = str(error) if isinstance(error, Unsupported) else "it names no patient here"
+                self.troubles[name] = why
+                for one in [patient] if patient else patients:
+                    faults[one].append(f"{name}: {why}")
+        return known, faults
+
+    async def _search(self, permit: Permit, name: str, query: tuple[tuple[str, str], ...], counts: Counts) -> list[Any]:
+        """Ask the source; one that does not answer is asked again by everybody before anything is decided."""
+        begun = self._clock()
+        try:
+            found = await self._source.search(permit, name, query, counts)
+        except Refused:
+            self._heard = float("-inf")
+            raise
+        self._heard = max(self._heard, begun)
+        return found
+
+    # --- those whom Consents name ---------------------------------------------------------------------------------
+
+    async def _actors(self, permit: Permit, consents: list[Consent], counts: Counts) -> None:
+        """The members of teams and groups that Consents name, and the roles that the caller has."""
+        facts = permit.situation.facts
+        actors = [actor for consent in consents for provision in consent.provisions() for actor in provision.actors]
+        named = {actor.reference for actor in actors if actor.reference is not None and actor.reference.type in _MEMBERS}
+        user = literal(permit.principal.fhir_user)
+        roles = any(actor.reference is None or actor.reference.type in _MEMBERS | {"Organization"} for actor in actors)
+        if user is not None and user.type == "PractitionerRole" and actors:
+            named.add(user)
+        wanted = sorted((one for one in named - facts.resources.keys() if one.type != "PractitionerRole" or one == user), key=str)
+        if wanted:
+
+            async def fetch(keys: Sequence[str]) -> Mapping[str, Any]:
+                found = await self._named(permit, [one for one in wanted if str(one) in keys], counts)
+                return {key: found.get(one) for one in wanted if (key := str(one)) in keys}
+
+            kept = await self._members.of([str(one) for one in wanted], facts, fetch)
+            facts.resources.update({one: kept[str(one)] for one in wanted})
+        if roles and facts.roles is None and user is not None and user.type == "Practitioner":
+            facts.roles = await self._own_roles(permit, user, counts)
+
+    async def _own_roles(self, permit: Permit, user: Literal, counts: Counts) -> tuple[Any, ...]:
+        situation = permit.situation
+
+        async def fetch(keys: Sequence[str]) -> Mapping[str, tuple[Any, ...]]:
+            query = (("practitioner", str(user)), ("_count", str(AT_ONCE)))
+            found = await self._upstream.search(permit, "PractitionerRole", query, counts)
+            return {keys[0]: tuple(role for role in found if role.get("resourceType") == "PractitionerRole")}
+
+        key = f"roles of {user}"
+        roles = (await self._roles.of([key], situation.facts, fetch))[key]
+        mine = [role for role in roles if _names(role.get("practitioner"), situation.bases) == user]
+        return tuple(
+            role for role in mine if role.get("active") is not False and period_holds(role.get("period"), situation.now) is True
+        )
+
+    async def _related(self, permit: Permit, consents: list[Consent], counts: Counts) -> None:
+        """What ``related`` of a provision's data leads to."""
+        facts = permit.situation.facts
+        rows = [data for consent in consents for provision in consent.provisions() for data in provision.data]
+        wanted = {row.reference for row in rows if row.meaning == "related" and row.reference is not None} - facts.glances.keys()
+        found = await self._named(permit, wanted, counts) if wanted else {}
+        for one in wanted:
+            facts.glances[one] = glance(found[one]) if one in found else None
+
+    # --- writes ---------------------------------------------------------------------------------------------------
+
+    def touched(self, permits: Iterable[Permit]) -> frozenset[str]:
+        """The marks of what decisions keep of what these write: as it was, and as it will be."""
+        found: set[str] = set()
+        for permit in permits if self._asked.consents else ():
+            if permit.affects & _READ:
+                found.add(EVERYTHING)
+            elif permit.writing is not None:
+                images = [one for one in (permit.writing.image, permit.writing.stored) if type(one) is dict]
+                found |= self._marks(images, permit.situation.bases)
+        return frozenset(found)
+
+    def _marks(self, images: list[Any], bases: tuple[str, ...]) -> set[str]:
+        found: set[str] = set()
+        for image in images:
+            kind, identity = image.get("resourceType"), image.get("id")
+            if kind == "Consent":
+                patient = patient_of(image, bases)
+                found.add(self.mark(f"Patient/{patient}") if patient else EVERYTHING)
+            elif kind == "Patient" and "link" in image:
+                ids = {identity, *_links(image, bases)} - {None}
+                found |= {self.mark(f"Patient/{one}") for one in ids}
+            elif kind in _MEMBERS and type(identity) is str:
+                found.add(self.mark(f"{kind}/{identity}"))
+            if kind == "PractitionerRole":
+                practitioner = _names(image.get("practitioner"), bases)
+                found.add(self.mark(f"roles of {practitioner}") if practitioner else EVERYTHING)
+        return found
+
+    @contextlib.asynccontextmanager
+    async def writing(self, marks: frozenset[str], permits: Iterable[Permit]) -> AsyncIterator[None]:
+        """Around a write of what decisions read: pending before it, of a new epoch after it; then it binds whoever asks next.
+
+        Where nobody knows whether it was carried out it stays pending: nobody keeps what it may have changed. Raises Refused.
+        """
+        if not marks:
+            yield
+            return
+        try:
+            await self._epochs.begin(marks)
+        except Unavailable:
+            raise Refused(away()) from None
+        try:
+            yield
+        except Refused as refused:
+            if refused.denial.reason is not Reason.OUTCOME_UNKNOWN:
+                await self._settle(marks)
+            raise
+        await asyncio.sleep(self._asked.lag)
+        await self._settle(marks)
+        for permit in permits:
+            permit.situation.facts.forget()
+
+    async def _settle(self, marks: frozenset[str]) -> None:
+        with contextlib.suppress(Unavailable):  # it stays pending
+            await self._epochs.end(marks)
+
+
+def _is_past(permit: Permit) -> bool:
+    """Whether an answer holds old versions, from which no label is taken."""
+    return permit.interaction.recalls or permit.interaction.version != ""
+
+
+def _all_within(resource: Any) -> Iterable[Any]:
+    """A resource and those within it that are judged by themselves."""
+    waiting = [resource]
+    while waiting:
+        node = waiting.pop()
+        if type(node) is not dict or type(node.get("resourceType")) is not str:
+            continue
+        yield node
+        contained = node.get("contained")
+        waiting.extend(one for one in contained if _is_of_somebody(one)) if type(contained) is list else None
+        kind = node["resourceType"]
+        rows = node.get({"Bundle": "entry", "Parameters": "parameter"}.get(kind, ""))
+        waiting.extend(_held(rows))
+
+
+def _is_of_somebody(node: Any) -> bool:
+    kind = node.get("resourceType") if type(node) is dict else None
+    return type(kind) is str and has_subject(kind) and kind != "Patient"
+
+
+def _held(rows: Any) -> Iterable[Any]:
+    for row in rows if type(rows) is list else ():
+        if type(row) is dict:
+            yield row.get("resource")
+            yield from _held(row.get("part"))
+
+
+def _links(patient: Any, bases: tuple[str, ...]) -> frozenset[str]:
+    rows = patient.get("link") if type(patient) is dict else None
+    named = [_names(row.get("other"), bases) for row in rows if type(row) is dict] if type(rows) is list else []
+    return frozenset(one.id for one in named if one is not None and one.type == "Patient")
+
+
+def _names(value: Any, bases: tuple[str, ...]) -> Literal | None:
+    return literal(value.get("reference"), bases) if type(value) is dict else None

@@ -1,0 +1,153 @@
+"""Which codes tell of what: code lists as data, from which the labels of resources are computed on the way.
+
+A list is a CSV file with the columns ``category`` (an ActCode of sensitivity), ``system``, ``kind`` (``code`` or ``prefix``) and
+``code``. Categories that are one code of another system's stand in a row each.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fhirshield.errors import CriteriaError
+from fhirshield.fhir.v3 import RANKS, is_sensitivity
+
+Code = tuple[str, str]
+Row = tuple[str, str, str, str]
+"""(category, system, kind, code)"""
+Inherit = Mapping[str, tuple[tuple[str, ...], ...]]
+"""By type, the elements whose references lead to what labels are taken from."""
+ICD_10_CM = "http://hl7.org/fhir/sid/icd-10-cm"
+SNOMED, LOINC, RXNORM = "http://snomed.info/sct", "http://loinc.org", "http://www.nlm.nih.gov/research/umls/rxnorm"
+ALIASES = {
+    "http://hl7.org/fhir/sid/icd-10": ICD_10_CM,
+    "urn:oid:2.16.840.1.113883.6.90": ICD_10_CM,
+    "2.16.840.1.113883.6.90": ICD_10_CM,
+    "urn:oid:2.16.840.1.113883.6.3": ICD_10_CM,
+    "2.16.840.1.113883.6.3": ICD_10_CM,
+    "http://hl7.org/fhir/sid/icd-10-us": ICD_10_CM,
+    "icd-10": ICD_10_CM,
+    "icd-10-cm": ICD_10_CM,
+    "urn:oid:2.16.840.1.113883.6.96": SNOMED,
+    "2.16.840.1.113883.6.96": SNOMED,
+    "urn:oid:2.16.840.1.113883.6.1": LOINC,
+    "2.16.840.1.113883.6.1": LOINC,
+    "urn:oid:2.16.840.1.113883.6.88": RXNORM,
+    "2.16.840.1.113883.6.88": RXNORM,
+}
+"""Other names of code systems; of ICD-10 and its modification for the US, which agree in what these lists name."""
+_DOTLESS = frozenset({ICD_10_CM})
+_LONG = 5
+"""Characters from which a code that comes without a system is taken for one of any system's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sensitivity:
+    """Code lists, compiled; and how labels travel."""
+
+    exact: Mapping[Code, frozenset[str]]
+    prefixes: Mapping[str, tuple[tuple[str, frozenset[str]], ...]]
+    """By system, the (prefix, categories)."""
+    systemless: Mapping[str, frozenset[str]]
+    ranks: Mapping[str, int]
+    """Confidentiality by category; R where it is not said."""
+    inherit: Inherit
+    least: int = RANKS.index("N")
+    """The confidentiality of what nothing else is known of."""
+    known: dict[Code, frozenset[str]] = field(default_factory=dict, repr=False)
+    """What codes that were met before tell of."""
+
+    def kinds_of(self, codings: Iterable[Code]) -> set[str]:
+        """The categories that any of these codes tells of."""
+        found: set[str] = set()
+        for coding in codings:
+            known = self.known.get(coding)
+            if known is None:
+                if len(self.known) > _MOST_KNOWN:
+                    self.known.clear()
+                known = self.known[coding] = self._kinds(*coding)
+            found |= known
+        return found
+
+    def _kinds(self, system: str, code: str) -> frozenset[str]:
+        system = ALIASES.get(system.strip().lower(), ALIASES.get(system, system))
+        plain = normal(system, code)
+        if not system:
+            return self.systemless.get(code.strip().upper().replace(".", ""), frozenset()) if len(code) >= _LONG else frozenset()
+        found = self.exact.get((system, plain), frozenset())
+        return found.union(*(kinds for prefix, kinds in self.prefixes.get(system, ()) if plain.startswith(prefix)))
+
+    def rank_of(self, category: str) -> int:
+        """How confidential a category is."""
+        return self.ranks.get(category, RANKS.index("R"))
+
+    def inherited(self, resource: Any) -> Iterator[str]:
+        """The references from which this resource takes labels besides its own; ``""`` for one that cannot be followed."""
+        for path in self.inherit.get(resource.get("resourceType"), ()):
+            for value in _at(resource, path):
+                text = value.get("reference") if type(value) is dict else None
+                if type(text) is str and text.startswith("#"):
+                    continue  # what is contained was looked at with the whole
+                yield text if type(text) is str else ""
+
+
+_MOST_KNOWN = 100_000
+
+
+def _at(node: Any, path: tuple[str, ...]) -> Iterator[Any]:
+    value = node.get(path[0]) if type(node) is dict else None
+    for one in value if type(value) is list else [value] if value is not None else []:
+        if len(path) == 1:
+            yield one
+        else:
+            yield from _at(one, path[1:])
+
+
+def normal(system: str, code: str) -> str:
+    """A code as lists are compared: ICD-10 with or without its dot."""
+    code = code.strip()
+    return code.replace(".", "").upper() if system in _DOTLESS else code
+
+
+def compiled(rows: Iterable[Row], ranks: Mapping[str, str], inherit: Inherit, least: str) -> Sensitivity:
+    """Lists as one."""
+    exact: dict[Code, set[str]] = {}
+    prefixes: dict[tuple[str, str], set[str]] = {}
+    systemless: dict[str, set[str]] = {}
+    for category, system, kind, code in rows:
+        system = ALIASES.get(system.lower(), system)
+        plain = normal(system, code)
+        target = prefixes if kind == "prefix" else exact
+        target.setdefault((system, plain), set()).add(category)
+        if kind != "prefix":
+            systemless.setdefault(plain.upper().replace(".", ""), set()).add(category)
+    by_system: dict[str, list[tuple[str, frozenset[str]]]] = {}
+    for (system, prefix), kinds in prefixes.items():
+        by_system.setdefault(system, []).append((prefix, frozenset(kinds)))
+    return Sensitivity(
+        {key: frozenset(kinds) for key, kinds in exact.items()},
+        {system: tuple(sorted(rows)) for system, rows in by_system.items()},
+        {code: frozenset(kinds) for code, kinds in systemless.items()},
+        {category: RANKS.index(code) for category, code in ranks.items()},
+        inherit,
+        RANKS.index(least),
+    )
+
+
+def read_list(text: str) -> list[Row]:
+    """The rows of a CSV list. Raises CriteriaError, naming the line."""
+    rows = csv.DictReader(io.StringIO(text))
+    missing = {"category", "system", "kind", "code"} - set(rows.fieldnames or ())
+    if missing:
+        raise CriteriaError(f"line 1: no column `{sorted(missing)[0]}`")
+    found = []
+    for row in rows:
+        if not is_sensitivity(row["category"]):
+            raise CriteriaError(f"line {rows.line_num}: `{row['category']}` is no ActCode of sensitive information")
+        if row["kind"] not in {"code", "prefix"} or not row["code"] or not row["system"]:
+            raise CriteriaError(f"line {rows.line_num}: a row needs a system, a kind (`code` or `prefix`) and a code")
+        found.append((row["category"], row["system"], row["kind"], row["code"]))
+    return found
