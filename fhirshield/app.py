@@ -284,10 +284,14 @@ def _gatherer(
         pools.append(client)
         kept = FhirServer(row.url, client, _credential(row.credential, ground.issuers))
         source = Reading(kept, settings.limits, forward_token=False)
-    inherit = rules.sensitivity.inherited if rules.sensitivity is not None else None
-    asked = Asked(inherit=inherit)
-    if consent is not None:
-        asked = Asked(True, consent.max_age, consent.lag, inherit)
+    labelled = rules.sensitivity
+    asked = Asked(
+        consents=consent is not None,
+        max_age=consent.max_age if consent else 5.0,
+        lag=consent.lag if consent else 0.0,
+        inherit=labelled.inherited if labelled else None,
+        births=labelled is not None and labelled.minors is not None,
+    )
     about = AboutAnswer(asked, reading, source, ground.epochs, lambda key: ground.ring.digest("epochs", key.encode()))
     return Gatherer(reading, about)
 

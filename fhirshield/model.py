@@ -114,6 +114,8 @@ class Labels:
     """All labels that are stored, of whatever system."""
     whole: bool
     """Codes were looked at, so that what is not among ``kinds`` is not there."""
+    own: tuple[Code, ...] = ()
+    """What is said of it when it leaves, besides what is stored: by what stands in it, not by what it leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,8 @@ class Facts:
     """Looks at resources that labels or Consents lead to; None for what is not there."""
     subjects: dict[Literal, frozenset[str] | None] = field(default_factory=dict)
     """Whom these are about."""
+    births: dict[str, dt.date | None] = field(default_factory=dict)
+    """When patients were born; None where that is not known to the year."""
     related: dict[str, frozenset[str]] = field(default_factory=dict)
     """By relationship: the patients who stand in it to the caller."""
     epochs: dict[str, str] = field(default_factory=dict)
@@ -148,7 +152,7 @@ class Facts:
 
     def forget(self) -> None:
         """A write of this exchange changed some of it: all of it is gathered anew."""
-        for known in (self.consents, self.resources, self.glances, self.subjects, self.related, self.epochs):
+        for known in (self.consents, self.resources, self.glances, self.subjects, self.births, self.related, self.epochs):
             known.clear()
         self.roles = None
 
@@ -288,6 +292,8 @@ class Verdict:
     """The rule that withheld it, or the rule that granted it."""
     applies: int = 0
     """Which of the type's obligations bind here: bit i for the i-th of ``TypeView.obligations``."""
+    labels: tuple[Code, ...] = ()
+    """Security labels that it leaves with, besides those that are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +457,8 @@ class Permit:
     shape: Shape = Shape()
     thins: bool = False
     """Matches of the search may be withheld, so that the upstream's pages and links are not ours."""
+    labelled: bool = False
+    """Resources are labelled on the way."""
     overwrites: bool = False
     """An update replaces the whole: nothing of the type is hidden from this caller, or nothing of it is shown or redacted."""
     writing: Writing | None = None
@@ -522,6 +530,8 @@ class Tally:
     granted: dict[str, int] = field(default_factory=dict)
     """Resources shown, by the rule that granted them."""
     patients: set[str] = field(default_factory=set)
+    notices: set[str] = field(default_factory=set)
+    """What has to be said with what leaves: labels of privacy law."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import msgspec
 
 from fhirshield.fhir.json import encode
 from fhirshield.fhir.outcome import outcome
+from fhirshield.fhir.v3 import NOTICES
 from fhirshield.model import Denial, Reason, Receipt, Situation, Tally, View
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -32,7 +33,7 @@ def batch_response(kind: str, views: list[View], decisions: list[str]) -> View:
     """The answers to the entries of a batch or a transaction, in their order (FHIR R4 §3.1.0.11.4)."""
     entries = [_entry(view) for view in views]
     bundle: dict[str, Any] = {"resourceType": "Bundle", "type": kind} | ({"entry": entries} if entries else {})
-    tally = Tally(shown=sum(view.tally.shown for view in views))
+    tally = Tally(shown=sum(view.tally.shown for view in views), notices=set().union(*(view.tally.notices for view in views)))
     headers = (("Content-Type", "application/fhir+json; charset=utf-8"),)
     return View(200, headers, encode(bundle), Reason.PERMITTED, tally, entries=tuple(decisions))
 
@@ -80,6 +81,7 @@ async def respond(send: Send, view: View, receipt: Receipt, situation: Situation
         (b"x-request-id", receipt.decision.encode()),
         *((name.lower().encode(), value.encode("latin-1")) for name, value in view.headers),
     ]
+    headers += [(b"redisclosure-notice", NOTICES[name].encode()) for name in sorted(view.tally.notices)]
     if view.status != 204:
         headers.append((b"content-length", str(len(view.body)).encode()))
     if situation.origin:

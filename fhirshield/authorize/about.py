@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +32,10 @@ _BY = ("author", "performer", "recorder", "asserter", "requester")
 class About:
     """One resource, as it stands before anything is redacted."""
 
-    def __init__(self, resource: Any, sensitivity: Sensitivity | None, bases: tuple[str, ...], facts: Facts) -> None:
+    def __init__(
+        self, resource: Any, sensitivity: Sensitivity | None, bases: tuple[str, ...], facts: Facts, today: dt.date
+    ) -> None:  # fmt: skip
+        self._today = today
         self.resource = resource
         self.type: str = resource["resourceType"]
         self.bases = bases
@@ -41,7 +45,7 @@ class About:
     @cached_property
     def labels(self) -> Labels | None:
         """How sensitive it is; None where what that rests on was not gathered."""
-        return labels_of(self.resource, self.seen, self._sensitivity, self.facts, self.bases)
+        return labels_of(self.resource, self.seen, self._sensitivity, self.facts, self.bases, self._today)
 
     @cached_property
     def name(self) -> Literal | None:

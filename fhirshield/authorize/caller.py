@@ -180,6 +180,7 @@ def _permit(
         binding=binding,
         rules=rules.digest,
         notes=notes(rules, stand.applied),
+        labelled=rules.sensitivity is not None,
         overwrites=interaction.writes and _overwrites(stand, found),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from fhirshield.authorize.about import About
 from fhirshield.authorize.asking import Asking
 from fhirshield.authorize.consent import decide, forbidden
+from fhirshield.fhir.glance import Code
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import Patients, has_subject, patients_of, people_of
 from fhirshield.model import Facts, Principal, Reason, Situation
@@ -29,14 +30,22 @@ class Circumstances:
         self._principal = principal
         self._asking = Asking.of(principal, situation, action)
         self._clearance = applied.clearance
+        self._today = situation.now.date()
 
     def refuse(self, resource: Any, letter: str = "") -> Refusal | None:
-        """Why this resource is withheld, if it is. Of what is contained (``c``) only whom it is about besides is asked."""
+        """Why this resource is withheld, if it is."""
+        return self.judged(resource, letter)[0]
+
+    def judged(self, resource: Any, letter: str = "") -> tuple[Refusal | None, tuple[Code, ...]]:
+        """The same, with the labels that it leaves with. Of what is contained (``c``) only whom it is about besides is asked."""
+        about = About(resource, self._sensitivity, self._bases, self._facts, self._today)
+        refused = self._refused(about, letter)
+        labels = about.labels if refused is None and self._clearance is not None and letter not in {"b", "c"} else None
+        return refused, labels.own if labels is not None else ()
+
+    def _refused(self, about: About, letter: str) -> Refusal | None:
         residuals = self._principal.residuals
-        if self._consent is None and self._clearance is None and not residuals:
-            return None
-        about = About(resource, self._sensitivity, self._bases, self._facts)
-        if self._clearance is not None and letter != "b":
+        if self._clearance is not None and letter not in {"b", "c"}:
             labels = about.labels
             if labels is None:
                 return Reason.FACTS_UNAVAILABLE, "labels"

@@ -52,10 +52,10 @@ def judge_for(
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in found.allows:
             if allows(row, verb, resource):
-                refused = circumstances.refuse(resource, came) if guarded else None
+                refused, labels = circumstances.judged(resource, came) if guarded else (None, ())
                 if refused is not None:
                     return Verdict(False, *refused)
-                return Verdict(True, Reason.PERMITTED, row.rule.id, obligations_on(found, resource))
+                return Verdict(True, Reason.PERMITTED, row.rule.id, obligations_on(found, resource), labels)
         return Verdict(False, Reason.NO_RULE)
 
     return judge

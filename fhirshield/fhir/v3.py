@@ -16,6 +16,10 @@ ACT_CODE = TERMINOLOGY + "v3-ActCode"
 CONFIDENTIALITY = TERMINOLOGY + "v3-Confidentiality"
 RANKS = ("U", "L", "M", "N", "R", "V")
 """Confidentiality from unrestricted to very restricted."""
+NOTICES = {
+    "42CFRPart2": "42 CFR part 2 prohibits unauthorized use or disclosure of these records.",
+}
+"""What has to be said with data under a privacy law, by its ActCode (42 CFR §2.32)."""
 _ALIASES = {
     "http://hl7.org/fhir/v3/ActReason": ACT_REASON,
     "urn:oid:2.16.840.1.113883.5.8": ACT_REASON,

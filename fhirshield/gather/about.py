@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from fhirshield.errors import Unavailable
 from fhirshield.fhir.consent import Consent, Unsupported, parse, patient_of
 from fhirshield.fhir.glance import glance
-from fhirshield.fhir.ordered import period_holds
+from fhirshield.fhir.ordered import date_span, period_holds
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import has_subject, people_of, targets_of
 from fhirshield.gather.kept import EVERYTHING, Changed, Kept, unchanged
@@ -44,6 +45,8 @@ class Asked:
     """Seconds for which searches of the source may miss what was written."""
     inherit: Callable[[Any], Iterable[str]] | None = None
     """The references from which a resource takes labels; None where labels are not computed."""
+    births: bool = False
+    """Labels ask how old patients are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class _Record:
     faults: tuple[str, ...]
     links: frozenset[str]
     """The patients whom its record says to be linked."""
+    born: dt.date | None
 
 
 class Stale(Refused):
@@ -111,7 +115,7 @@ class AboutAnswer:
         found = [one for resource in resources for one in _all_within(resource)]
         try:
             await self._sources(permit, found, counts)
-            if self._asked.consents:
+            if self._asked.consents or self._asked.births:
                 await self._patients(permit, found, counts)
         except Changed:
             raise Stale from None
@@ -166,10 +170,13 @@ class AboutAnswer:
 
     async def _patients(self, permit: Permit, resources: list[Any], counts: Counts) -> None:
         facts = permit.situation.facts
-        wanted = sorted(self._people(permit, resources) - facts.consents.keys())
+        wanted = sorted(self._people(permit, resources) - facts.births.keys())
         if not wanted:
             return
         records = await self._records_of(permit, wanted, counts)
+        facts.births.update({patient: record.born for patient, record in records.items()})
+        if not self._asked.consents:
+            return
         others = {other for record in records.values() for other in record.links} - records.keys()
         records |= await self._records_of(permit, sorted(others), counts)
         consents = [consent for record in records.values() for consent in record.consents]
@@ -200,7 +207,10 @@ class AboutAnswer:
             )
             bases = permit.situation.bases
             return {
-                str(one): _Record(tuple(consents[one.id]), tuple(faults[one.id]), _links(found.get(one), bases)) for one in named
+                str(one): _Record(
+                    tuple(consents[one.id]), tuple(faults[one.id]), _links(found.get(one), bases), _born(found.get(one))
+                )
+                for one in named
             }
 
         kept = await self._records.of([f"Patient/{one}" for one in patients], permit.situation.facts, fetch)
@@ -217,6 +227,8 @@ class AboutAnswer:
         query = (("patient", ",".join(named)), ("status", "active"), ("_count", str(AT_ONCE)))
         known: dict[str, list[Consent]] = {one: [] for one in patients}
         faults: dict[str, list[str]] = {one: [] for one in patients}
+        if not self._asked.consents:
+            return known, faults
         for resource in await self._search(permit, "Consent", query, counts):
             if resource.get("resourceType") != "Consent":
                 continue
@@ -387,6 +399,12 @@ def _links(patient: Any, bases: tuple[str, ...]) -> frozenset[str]:
     rows = patient.get("link") if type(patient) is dict else None
     named = [_names(row.get("other"), bases) for row in rows if type(row) is dict] if type(rows) is list else []
     return frozenset(one.id for one in named if one is not None and one.type == "Patient")
+
+
+def _born(patient: Any) -> dt.date | None:
+    """The last day on which a patient may have been born; None where none is said."""
+    said = date_span(patient["birthDate"]) if type(patient) is dict and type(patient.get("birthDate")) is str else None
+    return said[1].date() if said else None
 
 
 def _names(value: Any, bases: tuple[str, ...]) -> Literal | None:

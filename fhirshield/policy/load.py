@@ -17,17 +17,18 @@ from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.definitions import Element, resource_types, type_of
 from fhirshield.fhir.operations import NEVER, OPERATIONS
 from fhirshield.fhir.terminology import Terminology
+from fhirshield.fhir.v3 import RANKS, is_sensitivity
 from fhirshield.model import Generalize, Mask, Obligation, Opaque, Remove
 from fhirshield.policy.condition import Condition, ConditionError, compile_condition
 from fhirshield.policy.operations import check_fit, operation_of
-from fhirshield.policy.rule import INTERACTIONS, Grant, Operation, Reveal, Rule, Rules, Who
+from fhirshield.policy.rule import INTERACTIONS, Clearance, Grant, Operation, Reveal, Rule, Rules, Who
+from fhirshield.policy.sensitivity import Row, Sensitivity, Source, compiled, read_list
 from fhirshield.settings import size
 
 NOT_YET = {
     "relationships": "relationships",
     "related": "limiting a grant to related patients",
     "hard": "break-glass, which `hard` speaks of",
-    "clearance": "clearance by labels",
 }
 
 
@@ -56,6 +57,7 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
     rules: list[Rule] = []
     extensions: set[str] = set()
     digest = hashlib.sha256()
+    labelled: list[tuple[str, Sensitivity]] = []
     for name, text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
         try:
@@ -69,6 +71,8 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
         for index, row in enumerate(rows if isinstance(rows, list) else ()):
             if not any(fault.path.startswith(f"rules[{index}]") for fault in wrong):
                 rules.append(_rule(found, index, row, faults, known))
+        if not wrong and "sensitivity" in found.value:
+            labelled.append((found.where(("sensitivity",)), _sensitivity(found, name, faults, digest)))
         if not wrong:
             extensions.update(found.value.get("modifier_extensions", ()))
     seen: dict[str, Rule] = {}
@@ -76,9 +80,67 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
         if rule.id in seen:
             faults.append(Fault(rule.where, "id", f"`{rule.id}` is taken at {seen[rule.id].where}", "give each its own"))
         seen[rule.id] = rule
+    for where, _ in labelled[1:]:
+        faults.append(Fault(where, "sensitivity", f"is said at {labelled[0][0]} already", "keep one of them"))
+    for rule in rules if not labelled else ():
+        if rule.clearance is not None:
+            faults.append(Fault(rule.where, "clearance", "nothing is labelled here", "say `sensitivity`, with lists of codes"))
     if faults:
         raise OperatorError(sorted(faults, key=_place))
-    return Rules(tuple(rules), frozenset(extensions), digest.hexdigest())
+    return Rules(tuple(rules), frozenset(extensions), digest.hexdigest(), labelled[0][1] if labelled else None)
+
+
+def _sensitivity(found: Document, name: str, faults: list[Fault], digest: Any) -> Sensitivity:
+    """What codes tell of; the lists are part of what the rules mean."""
+    row = found.value["sensitivity"]
+    rows: list[Row] = []
+    for place, file in enumerate(row["lists"]):
+        key: Key = ("sensitivity", "lists", place)
+        try:
+            content = (Path(name).parent / file).read_bytes()
+            digest.update(hashlib.sha256(content).digest())
+            rows += read_list(content.decode())
+        except OSError as error:
+            faults.append(found.fault(key, f"`{file}` cannot be read: {error.strerror}", "name a file beside this one"))
+        except (UnicodeDecodeError, CriteriaError) as error:
+            faults.append(found.fault(key, f"`{file}`: {error}", "see *Sensitivity* in docs/rules.md"))
+    inherit: dict[str, list[tuple[str, ...]]] = {}
+    for place, text in enumerate(row.get("inherit", ())):
+        kind, _, path = text.partition(".")
+        if _is_reference(kind, path):
+            inherit.setdefault(kind, []).append(tuple(path.split(".")))
+        else:
+            message = f"labels run forward, over references that a resource holds itself: `{text}` is none"
+            faults.append(
+                found.fault(("sensitivity", "inherit", place), message, "name an element such as DiagnosticReport.result")
+            )
+    minors = row.get("minors")
+    for part, kinds in (("confidentiality", row.get("confidentiality", ())), ("minors", minors["categories"] if minors else ())):
+        for kind in kinds:
+            if not is_sensitivity(kind):
+                faults.append(found.fault(("sensitivity", part), f"`{kind}` is no ActCode of sensitive information", _KINDS))
+    sources = tuple(
+        Source(one["label"], frozenset(one.get("parties", ())), tuple(one.get("meta_source", ()))) for one in row.get("sources", ())
+    )
+    return compiled(
+        rows, row.get("confidentiality", {}), {kind: tuple(paths) for kind, paths in inherit.items()}, row.get("default", "N"),
+        (minors["under"], frozenset(minors["categories"])) if minors else None, sources,
+    )  # fmt: skip
+
+
+_KINDS = "one of those below InformationSensitivityPolicy: PSY, HIV, SUD, SEX …"
+
+
+def _is_reference(kind: str, path: str) -> bool:
+    """Whether a path of a type ends at a Reference of R4."""
+    current = kind
+    for name in path.split("."):
+        known = type_of(current)
+        element = known.elements.get(name) if known else None
+        if element is None:
+            return False
+        current = element.type
+    return kind in resource_types() and current == "Reference"
 
 
 def _terminology(found: Document, name: str, faults: list[Fault], digest: Any) -> Terminology:
@@ -142,7 +204,18 @@ def _rule(found: Document, index: int, row: Any, faults: list[Fault], known: Ter
         withheld=frozenset(withheld),
         disclosures=tuple(dict.fromkeys(disclosures)),
         reveal=reveal,
+        clearance=_clearance(found, (*key, "clearance"), row.get("clearance"), faults),
     )
+
+
+def _clearance(found: Document, key: Key, row: Any, faults: list[Fault]) -> Clearance | None:
+    if row is None:
+        return None
+    kinds = frozenset(row.get("categories", ()))
+    for kind in sorted(kinds - {"*"}):
+        if not is_sensitivity(kind):
+            faults.append(found.fault((*key, "categories"), f"`{kind}` is no ActCode of sensitive information", _KINDS))
+    return Clearance(RANKS.index(row["confidentiality"]), kinds - {"*"}, "*" in kinds)
 
 
 def _who(found: Document, key: Key, row: Any, faults: list[Fault]) -> Who:

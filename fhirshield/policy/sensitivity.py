@@ -44,6 +44,22 @@ _LONG = 5
 """Characters from which a code that comes without a system is taken for one of any system's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A program or source whose data carries a label of privacy law."""
+
+    label: str
+    parties: frozenset[str]
+    """By reference, as resources name them."""
+    meta_source: tuple[str, ...]
+
+    def made(self, resource: Any, references: frozenset[str]) -> bool:
+        """Whether a resource comes from here."""
+        meta = resource.get("meta")
+        said = meta.get("source") if type(meta) is dict else None
+        return not self.parties.isdisjoint(references) or (type(said) is str and said.startswith(self.meta_source or ("\0",)))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sensitivity:
     """Code lists, compiled; and how labels travel."""
@@ -57,6 +73,9 @@ class Sensitivity:
     inherit: Inherit
     least: int = RANKS.index("N")
     """The confidentiality of what nothing else is known of."""
+    minors: tuple[int, frozenset[str]] | None = None
+    """What of these categories is about somebody younger than so many years is ADOL too."""
+    sources: tuple[Source, ...] = ()
     known: dict[Code, frozenset[str]] = field(default_factory=dict, repr=False)
     """What codes that were met before tell of."""
 
@@ -112,7 +131,10 @@ def normal(system: str, code: str) -> str:
     return code.replace(".", "").upper() if system in _DOTLESS else code
 
 
-def compiled(rows: Iterable[Row], ranks: Mapping[str, str], inherit: Inherit, least: str) -> Sensitivity:
+def compiled(
+    rows: Iterable[Row], ranks: Mapping[str, str], inherit: Inherit, least: str,
+    minors: tuple[int, frozenset[str]] | None = None, sources: tuple[Source, ...] = (),
+) -> Sensitivity:  # fmt: skip
     """Lists as one."""
     exact: dict[Code, set[str]] = {}
     prefixes: dict[tuple[str, str], set[str]] = {}
@@ -134,6 +156,8 @@ def compiled(rows: Iterable[Row], ranks: Mapping[str, str], inherit: Inherit, le
         {category: RANKS.index(code) for category, code in ranks.items()},
         inherit,
         RANKS.index(least),
+        minors,
+        sources,
     )
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fhirshield.fhir.absent import marker
+from fhirshield.fhir.glance import Code
 from fhirshield.fhir.interaction import Interaction, Kind, Return
 from fhirshield.fhir.json import decode, encode
 from fhirshield.fhir.outcome import outcome
 from fhirshield.fhir.subjects import has_subject, patients_of
+from fhirshield.fhir.v3 import ACT_CODE, CONFIDENTIALITY, NOTICES, is_sensitivity, system_of
 from fhirshield.model import Answer, Denial, Permit, Reason, Refused, Tally, TypeView, Verdict, View
 from fhirshield.redact.links import Linker
 from fhirshield.redact.mend import ResourceDropped, carry_out
@@ -28,6 +30,8 @@ MOST_PROGRAMS = 4096
 _LABELS = "http://terminology.hl7.org/CodeSystem/v3-ObservationValue"
 REDACTED = {"system": _LABELS, "code": "REDACTED", "display": "redacted"}
 SUBSETTED = {"system": _LABELS, "code": "SUBSETTED", "display": "subsetted"}
+COMPUTED = "computed"
+"""The display of labels that are not stored; they are stripped from every write."""
 PLACE = secrets.token_hex(16)
 """Stands for the version while a view is digested; nobody can know it in advance."""
 Again = Callable[[Any], bool | None] | None
@@ -114,10 +118,26 @@ class Redactor:
         if again is not None and again(resource) is not True:
             add(tally.withheld, Reason.NOT_MATCHED)
             return None
+        if verdict.labels:
+            self._label(resource, verdict.labels, work)
         tally.shown += 1
         add(tally.granted, verdict.rule)
         tally.patients.update(patients)
         return self.finish(resource, label, closed, work)
+
+    def _label(self, resource: dict[str, Any], labels: tuple[Code, ...], work: Work) -> None:
+        """Say how sensitive it is, unless something of its type is hidden, of which that could tell."""
+        work.tally.notices.update(code for _, code in labels if code in NOTICES)
+        if work.permit.view(resource["resourceType"]).marked:
+            labels = tuple(one for one in labels if one[1] in NOTICES)
+        meta = resource.get("meta")
+        meta = meta if type(meta) is dict else {}
+        stored = meta.get("security")
+        stored = stored if type(stored) is list else []
+        there = {one.get("code") for one in stored if type(one) is dict}
+        added = [{"system": system, "code": code, "display": COMPUTED} for system, code in labels if code not in there]
+        if added:
+            resource["meta"] = {**meta, "security": [*stored, *added]}
 
     def finish(self, resource: Any, label: bytes, closed: frozenset[str], work: Work) -> tuple[bytes, str]:
         """The bytes of a redacted resource, and the token that is its version there; empty where the server's own stays."""
@@ -158,6 +178,8 @@ class Redactor:
             silence(resource)
         if not work.permit.sees_everything and "meta" in resource:
             _plain_tags(resource["meta"])
+        if marked and work.permit.labelled:
+            _unlabel(resource)
         if marked and mark is not None:
             _mark(resource, mark, closed)
         return label, closed
@@ -315,6 +337,26 @@ def _mark(resource: dict[str, Any], version: str, closed: frozenset[str]) -> Non
         codings = [c for c in codings if not is_mark(c, mark)] if type(codings) is list else []
         meta[name] = [*codings, mark]
     resource["meta"] = meta
+
+
+def _unlabel(resource: dict[str, Any]) -> None:
+    """Labels of sensitivity go where something is hidden of which they could tell."""
+    meta = resource.get("meta")
+    labels = meta.get("security") if type(meta) is dict else None
+    if type(meta) is dict and type(labels) is list:
+        kept = [one for one in labels if not _tells(one)]
+        resource["meta"] = {**meta, "security": kept} if kept else {k: v for k, v in meta.items() if k != "security"}
+
+
+def _tells(coding: Any) -> bool:
+    system, code = (coding.get("system"), coding.get("code")) if type(coding) is dict else (None, None)
+    system = system_of(system) if type(system) is str else ""
+    return system == CONFIDENTIALITY or (system == ACT_CODE and type(code) is str and is_sensitivity(code))
+
+
+def is_computed(coding: Any) -> bool:
+    """Whether a label is one that was added when the resource left."""
+    return type(coding) is dict and coding.get("display") == COMPUTED
 
 
 def _plain_tags(meta: Any) -> None:

@@ -257,6 +257,7 @@ def join(tally: Tally, other: Tally) -> None:
     """Add the counts of another."""
     tally.shown += other.shown
     tally.patients |= other.patients
+    tally.notices |= other.notices
     for mine, theirs in ((tally.redacted, other.redacted), (tally.granted, other.granted), (tally.withheld, other.withheld)):
         for name, number in theirs.items():
             mine[name] = mine.get(name, 0) + number

@@ -17,7 +17,7 @@ from fhirshield.fhir.json import same
 from fhirshield.fhir.patch import PatchError, apply
 from fhirshield.fhir.reference import rebased
 from fhirshield.model import Denial, Obligation, Permit, Reason, Refused, Stored, Tally, TypeView, misfit
-from fhirshield.redact.body import PLACE, REDACTED, SUBSETTED, Redactor, Unseen, Work, is_mark, silence
+from fhirshield.redact.body import PLACE, REDACTED, SUBSETTED, Redactor, Unseen, Work, is_computed, is_mark, silence
 from fhirshield.redact.mend import ResourceDropped
 from fhirshield.redact.merge import Merge, NotMergeable, agrees, roots_stay, twin
 
@@ -220,7 +220,7 @@ def _unmarked(resource: Any, stored: Any, *, whole: bool) -> Any:
         if type(kept.get(name)) is list:
             before = own.get(name) if type(own) is dict else None
             known = [c for c in before if is_mark(c, mark)] if whole and type(before) is list else []
-            kept[name] = [c for c in kept[name] if not is_mark(c, mark)] + known
+            kept[name] = [c for c in kept[name] if not is_mark(c, mark) and not is_computed(c)] + known
             if not kept[name]:
                 del kept[name]
     return {name: kept if name == "meta" else value for name, value in resource.items() if name != "meta" or kept}

@@ -76,7 +76,7 @@ def asked(row: dict[str, Any]) -> tuple[Asking, About]:
     resource = {name: value for name, value in (start | over).items() if value is not None}
     if row.get("labels"):
         resource["method"] = {"coding": [{"system": "urn:kinds", "code": kind} for kind in row["labels"]]}
-    return asking, About(resource, LISTS if row.get("known", True) else None, (), facts)
+    return asking, About(resource, LISTS if row.get("known", True) else None, (), facts, now.date())
 
 
 def _plain(text: str) -> str:
