@@ -290,6 +290,7 @@ def _gatherer(
         max_age=consent.max_age if consent else 5.0,
         lag=consent.lag if consent else 0.0,
         inherit=labelled.inherited if labelled else None,
+        relationships=tuple(rules.relationships.values()),
         births=labelled is not None and labelled.minors is not None,
     )
     about = AboutAnswer(asked, reading, source, ground.epochs, lambda key: ground.ring.digest("epochs", key.encode()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -401,6 +402,22 @@ class Draft:
     """What it adds references to, and where (FHIRPath)."""
 
 
+PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*(?:\.id)?)\}")
+"""What stands for the caller in the queries of a relationship."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relationship:
+    """Between a caller and patients: those whom these queries give, in FHIR search syntax with places for the caller."""
+
+    name: str
+    queries: tuple[str, ...]
+    max_age: float
+    """Seconds."""
+    types: frozenset[str]
+    """The resource types that are asked for: decisions read them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opaque:
     """Content that no redaction can look into and that may pass: by media type (``*`` for any), up to so many bytes (0: any)."""
@@ -459,6 +476,8 @@ class Permit:
     """Matches of the search may be withheld, so that the upstream's pages and links are not ours."""
     labelled: bool = False
     """Resources are labelled on the way."""
+    relations: tuple[Relationship, ...] = ()
+    """Those that rules ask of this caller."""
     overwrites: bool = False
     """An update replaces the whole: nothing of the type is hidden from this caller, or nothing of it is shown or redacted."""
     writing: Writing | None = None

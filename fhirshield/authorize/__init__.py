@@ -4,9 +4,21 @@
 scopes and rules of one kind of caller, by resource type.
 """
 
-from fhirshield.authorize.caller import authorize, belonging, narrowed
+from fhirshield.authorize.caller import authorize, belonging, narrowed, related_only
 from fhirshield.authorize.operation import refers
 from fhirshield.authorize.parameters import joined
 from fhirshield.authorize.writing import draft, endorse, invoked, may_change, on_this
 
-__all__ = ["authorize", "belonging", "draft", "endorse", "invoked", "joined", "may_change", "narrowed", "on_this", "refers"]
+__all__ = [
+    "authorize",
+    "belonging",
+    "draft",
+    "endorse",
+    "invoked",
+    "joined",
+    "may_change",
+    "narrowed",
+    "on_this",
+    "refers",
+    "related_only",
+]

@@ -14,7 +14,7 @@ from fhirshield.authorize import parameters as asked
 from fhirshield.authorize.circumstances import Circumstances
 from fhirshield.authorize.operation import may_invoke, only
 from fhirshield.authorize.resource import judge_for
-from fhirshield.authorize.standing import ACTIVE_TYPES, RULE_LETTERS, Standing, TypeStanding, standing
+from fhirshield.authorize.standing import ACTIVE_TYPES, RULE_LETTERS, Bound, Standing, TypeStanding, standing
 from fhirshield.fhir import criteria as fhir_criteria
 from fhirshield.fhir.criteria import PINNED, Criteria, Criterion
 from fhirshield.fhir.definitions import resource_types
@@ -22,6 +22,7 @@ from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import same
 from fhirshield.fhir.operations import known
 from fhirshield.fhir.search_parameters import search_parameter, subject_parameter
+from fhirshield.fhir.subjects import has_subject
 from fhirshield.model import Denial, Permit, Principal, Reason, Situation, Verdict
 from fhirshield.policy.compile import Applied, RuleSet
 
@@ -181,6 +182,7 @@ def _permit(
         rules=rules.digest,
         notes=notes(rules, stand.applied),
         labelled=rules.sensitivity is not None,
+        relations=tuple(rules.relationships[name] for name in sorted(stand.applied.related)),
         overwrites=interaction.writes and _overwrites(stand, found),
     )
 
@@ -202,6 +204,30 @@ def narrowed(permit: Permit, criteria: list[Criterion | None]) -> Permit:
     """The permit once its joins were resolved: their criteria ANDed, nothing to find where one found nothing."""
     found = [criterion for criterion in criteria if criterion is not None]
     return replace(permit, narrow=(*permit.narrow, *found), nothing=permit.nothing or len(found) < len(criteria))
+
+
+MOST_RELATED = 200
+"""Patients by whom a search is narrowed; of more all are asked for, and judged."""
+
+
+def related_only(permit: Permit, rules: RuleSet) -> Permit:
+    """A search once it is known to whom its caller stands in the relationships that all its rules ask for: narrowed to those."""
+    interaction = permit.interaction
+    if interaction.kind is not Kind.SEARCH_TYPE or not permit.relations:
+        return permit
+    stand = standing_of(permit.principal, permit.situation, rules)
+    found = _known(stand, interaction.type)
+    rows = [row for row in found.allows if RULE_LETTERS[interaction.rule_name] in row.letters]
+    if not all(row.related for row in rows) or not has_subject(interaction.type):
+        return permit
+    patients = sorted(frozenset().union(*(permit.situation.facts.related.get(row.related, frozenset()) for row in rows)))
+    if len(patients) > MOST_RELATED:
+        return permit
+    if not patients:
+        return narrowed(permit, [None])
+    if interaction.type == "Patient":
+        return narrowed(permit, [Criterion("_id", "", tuple(patients))])
+    return narrowed(permit, [Criterion(subject_parameter(interaction.type), "", tuple(f"Patient/{one}" for one in patients))])
 
 
 def _reading_letter(interaction: Interaction) -> str:
@@ -243,7 +269,8 @@ def _binding(principal: Principal, situation: Situation, rules: RuleSet) -> str:
 def standing_of(principal: Principal, situation: Situation, rules: RuleSet) -> Standing:
     """What this caller's scopes and the rules that apply to it come to, type by type."""
     applied = rules.applied(principal, situation.now)
-    return standing(applied, principal.scopes.text, bool(principal.patient), bool(principal.fhir_user), situation.bases)
+    shared = standing(applied, principal.scopes.text, bool(principal.patient), bool(principal.fhir_user), situation.bases)
+    return Bound(shared, situation.facts) if applied.related else shared
 
 
 def _known(stand: Standing, name: str) -> TypeStanding:
@@ -331,5 +358,10 @@ def _narrow(found: TypeStanding, interaction: Interaction, principal: Principal)
         narrow += scopes[0].scope.criteria.items
     if len(rows) == 1:
         narrow += rows[0].selector.items
-    narrow += [item for row in found.denies if letter in row.letters for item in _negated(row.selector, interaction.type)]
+    narrow += [
+        item
+        for row in found.denies
+        if letter in row.letters and not row.related
+        for item in _negated(row.selector, interaction.type)
+    ]
     return tuple(dict.fromkeys(item for item in narrow if item.modifier not in PINNED)), False

@@ -51,7 +51,7 @@ def judge_for(
             outside = any(letter in row.letters and row.limited for row in found.scopes)
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in found.allows:
-            if allows(row, verb, resource):
+            if allows(row, verb, resource) or (beside and allows_beside(row, verb, resource)):
                 refused, labels = circumstances.judged(resource, came) if guarded else (None, ())
                 if refused is not None:
                     return Verdict(False, *refused)
@@ -69,6 +69,13 @@ def denies(row: RuleRow, letter: str, resource: Any) -> bool:
 def allows(row: RuleRow, letter: str, resource: Any) -> bool:
     """Whether an allow certainly holds."""
     return letter in row.letters and (row.judge is None or row.judge(resource) is True)
+
+
+def allows_beside(row: RuleRow, letter: str, resource: Any) -> bool:
+    """Whether an allow that is limited to a relationship holds for what is about nobody, beside what refers to it."""
+    if not row.related or letter not in row.letters or not is_about_nobody(resource["resourceType"]):
+        return False
+    return row.criteria is None or row.criteria(resource) is True
 
 
 def scope_grants(

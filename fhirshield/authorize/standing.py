@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 from fhirshield.authorize.naming import NAMING, touches_identifier, touches_name
 from fhirshield.fhir import criteria
@@ -17,8 +18,8 @@ from fhirshield.fhir.criteria import Criteria, Judge
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.path import parse as parse_path
 from fhirshield.fhir.scopes import Scope, Scopes, parse
-from fhirshield.fhir.subjects import has_subject, is_about_nobody
-from fhirshield.model import Naming, Obligation, Opaque, Remove, TypeView
+from fhirshield.fhir.subjects import has_subject, is_about_nobody, people_of
+from fhirshield.model import Facts, Naming, Obligation, Opaque, Remove, TypeView
 from fhirshield.policy.compile import Applied
 from fhirshield.policy.rule import Rule
 
@@ -53,6 +54,10 @@ class RuleRow:
     """``r`` read, ``v`` vread, ``h`` history, ``s`` search, ``c`` create, ``u`` update, ``p`` patch, ``d`` delete."""
     selector: Criteria
     judge: Judge | None
+    related: str = ""
+    """The relationship that it asks for; then ``judge`` knows of it only once it is bound to an exchange's facts."""
+    criteria: Judge | None = None
+    """What the selector says, the relationship aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +217,10 @@ class Standing:
             letters = "".join(letter for verb, letter in RULE_LETTERS.items() if verb in grant.interactions)
             for selector in grant.of(name):
                 judge = self._judge(selector, name) if selector.items else None
+                related = _unbound if grant.related else judge
                 wild = allow and selector.type == "*" and name in ACTIVE_TYPES
-                rows.append(RuleRow(rule, letters.translate(_WRITING) if wild else letters, selector, judge))
+                own = letters.translate(_WRITING) if wild else letters
+                rows.append(RuleRow(rule, own, selector, related, grant.related, judge))
         return tuple(rows)
 
     def _judge(self, selector: Criteria, name: str = "") -> Judge:
@@ -267,6 +274,44 @@ class Standing:
             for row in self._scope_rows(name)
         )
         return scoped and any(row.judge is None and "r" in row.letters for row in allows)
+
+
+def _unbound(resource: object) -> None:
+    """Of a relationship nobody knows before it is gathered: an allow does not hold, a deny does."""
+
+
+class Bound(Standing):
+    """A standing with what is known of the caller's relationships in one exchange."""
+
+    def __init__(self, shared: Standing, facts: Facts) -> None:
+        self.applied, self.bases, self.scopes = shared.applied, shared.bases, shared.scopes
+        self._shared = shared
+        self._facts = facts
+        self._types = {}
+        self._naming = shared.naming
+
+    def _type(self, name: str) -> TypeStanding:
+        found = self._shared.of(name)
+        assert found is not None
+        allows = tuple(self._bind(row, every=True) if row.related else row for row in found.allows)
+        denies = tuple(self._bind(row, every=False) if row.related else row for row in found.denies)
+        return replace(found, allows=allows, denies=denies)
+
+    def _bind(self, row: RuleRow, *, every: bool) -> RuleRow:
+        """An allow is for resources all of whose patients stand in the relationship, a deny for those any of whose may."""
+
+        def judge(resource: Any) -> bool | None:
+            selected = row.criteria(resource) if row.criteria is not None else True
+            if selected is False:
+                return False
+            known = self._facts.related.get(row.related)
+            patients = people_of(resource, self.bases, self._facts.subjects.get)
+            if known is None or patients is None:
+                return None
+            within = bool(patients) and (patients <= known if every else not patients.isdisjoint(known))
+            return selected if within else False
+
+        return replace(row, judge=judge)
 
 
 def _but(place: str, passed: frozenset[str]) -> str:

@@ -22,7 +22,7 @@ from fhirshield.fhir.reference import Literal
 from fhirshield.fhir.subjects import has_subject, patients_of
 from fhirshield.model import Denial, Draft, Permit, Reason, Stored, Verdict, Writing, misfit
 from fhirshield.policy.compile import RuleSet
-from fhirshield.policy.rule import LINK, POLICY_TYPES, SECURITY
+from fhirshield.policy.rule import LINK, SECURITY
 
 _READING = "rs"
 _HOLDING = frozenset({"contained", "resource", "outcome"})
@@ -42,6 +42,7 @@ class _Writer:
         self.verb = RULE_LETTERS[self.interaction.rule_name]
         self.patient = permit.principal.patient
         self.extensions = rules.modifier_extensions
+        self.read_types = rules.read_types
         action = "create" if self.interaction.kind is Kind.CREATE else "change"
         self._written, self.seen = (
             Circumstances(rules, self.stand.applied, permit.principal, permit.situation, how) for how in (action, "read")
@@ -170,15 +171,15 @@ def _within(node: Any) -> Iterator[dict[str, Any]]:
 
 def _inputs(writer: _Writer, before: Any, image: Any, images: list[Any]) -> Denial | None:
     """Elements that decisions read are written only under a rule that names them; what stays as stored is not written."""
-    for name in sorted(_touched(writer.found.type, before, image)):
+    for name in sorted(_touched(writer.found.type, before, image, writer.read_types)):
         if not any(row.rule.allow and name in row.rule.allow.policy_inputs for row in writer.rows(images)):
             text = f"decisions read `{name}`: it is written only under a rule that names it"
             return Denial(403, Reason.POLICY_INPUT, "forbidden", text)
     return None
 
 
-def _touched(name: str, before: Any, image: Any) -> set[str]:
-    if name in POLICY_TYPES:
+def _touched(name: str, before: Any, image: Any, read: frozenset[str]) -> set[str]:
+    if name in read:
         return {name}
     if image is None:
         return set()

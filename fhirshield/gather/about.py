@@ -22,7 +22,9 @@ from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import has_subject, people_of, targets_of
 from fhirshield.gather.kept import EVERYTHING, Changed, Kept, unchanged
 from fhirshield.gather.reading import TOGETHER, Counts, Reading, away, by_id
-from fhirshield.model import Denial, OfPatient, Permit, Reason, Refused, Situation
+from fhirshield.gather.relations import Relations, parties_of
+from fhirshield.gather.relations import touched as written
+from fhirshield.model import Denial, OfPatient, Permit, Reason, Refused, Relationship, Situation
 from fhirshield.state.epochs import Epochs
 
 AT_ONCE = 500
@@ -47,6 +49,8 @@ class Asked:
     """The references from which a resource takes labels; None where labels are not computed."""
     births: bool = False
     """Labels ask how old patients are."""
+    relationships: tuple[Relationship, ...] = ()
+    """Those that rules speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,15 @@ class AboutAnswer:
         self._heard = float("-inf")
         """When the source last answered."""
         fresh = asked.max_age - asked.lag
-        self._records: Kept[_Record] = Kept(epochs, self.mark, max_age=fresh, clock=clock)
-        self._members: Kept[Any] = Kept(epochs, self.mark, max_age=fresh, clock=clock)
-        self._roles: Kept[tuple[Any, ...]] = Kept(epochs, self.mark, max_age=fresh, clock=clock)
+        self._records: Kept[_Record] = Kept(epochs, self._marks_of, max_age=fresh, clock=clock)
+        self._members: Kept[Any] = Kept(epochs, self._marks_of, max_age=fresh, clock=clock)
+        self._roles: Kept[tuple[Any, ...]] = Kept(epochs, self._marks_of, max_age=fresh, clock=clock)
+        ages = {one.name: one.max_age for one in asked.relationships}
+        kept: dict[str, Kept[frozenset[str]]] = {
+            name: Kept(epochs, self._parties, max_age=age, clock=clock) for name, age in ages.items()
+        }
+        self._relations = Relations(upstream, kept)
+        self._relating = frozenset().union(*(one.types for one in asked.relationships))
         self.troubles: dict[str, str] = {}
         """Consents that cannot be enforced, by name: why. For the operator."""
 
@@ -94,13 +104,28 @@ class AboutAnswer:
         """The name of what is kept of a patient or another resource: ``Patient/1`` -> a digest."""
         return self._digest(f"{self._upstream.server.url} {key}")
 
+    def _marks_of(self, key: str) -> tuple[str, ...]:
+        return (self.mark(key),)
+
+    def _parties(self, key: str) -> tuple[str, ...]:
+        return tuple(map(self.mark, parties_of(key)))
+
     # --- an exchange ----------------------------------------------------------------------------------------------
 
     async def ready(self, permit: Permit, counts: Counts) -> None:
-        """Whether all whom decisions rest on can be asked, before anything is known of the outcome. Raises Refused."""
+        """Whether all whom decisions rest on can be asked, before anything is known of the outcome. Raises Refused.
+
+        To whom the caller stands in which relationship is known after that.
+        """
+        facts = permit.situation.facts
+        try:
+            await self._relations.gather(permit, counts)
+        except Changed:
+            raise Stale from None
+        except Unavailable:
+            raise Refused(away()) from None
         if not self._asked.consents:
             return
-        facts = permit.situation.facts
         try:
             facts.epochs.setdefault(EVERYTHING, (await self._epochs.read([EVERYTHING]))[EVERYTHING].text)
         except Unavailable:
@@ -309,8 +334,8 @@ class AboutAnswer:
     def touched(self, permits: Iterable[Permit]) -> frozenset[str]:
         """The marks of what decisions keep of what these write: as it was, and as it will be."""
         found: set[str] = set()
-        for permit in permits if self._asked.consents else ():
-            if permit.affects & _READ:
+        for permit in permits if self._asked.consents or self._relating else ():
+            if permit.affects & (_READ | self._relating):
                 found.add(EVERYTHING)
             elif permit.writing is not None:
                 images = [one for one in (permit.writing.image, permit.writing.stored) if type(one) is dict]
@@ -320,6 +345,10 @@ class AboutAnswer:
     def _marks(self, images: list[Any], bases: tuple[str, ...]) -> set[str]:
         found: set[str] = set()
         for image in images:
+            if image.get("resourceType") in self._relating:
+                named = [one for text in glance(image).references if (one := literal(text, bases)) is not None]
+                own = [Literal(image["resourceType"], image["id"])] if type(image.get("id")) is str else []
+                found.update(map(self.mark, written(image, [*named, *own])))
             kind, identity = image.get("resourceType"), image.get("id")
             if kind == "Consent":
                 patient = patient_of(image, bases)

@@ -19,13 +19,13 @@ EVERYTHING = "*"
 
 
 class Kept(Generic[T]):
-    """Facts of one kind by key. ``name`` makes the key of its mark, under which nobody can read who is meant."""
+    """Facts of one kind by key. ``names`` makes the keys of its marks, under which nobody can read who is meant."""
 
     def __init__(
-        self, epochs: Epochs, name: Callable[[str], str], *, max_age: float, clock: Callable[[], float] = time.monotonic,
+        self, epochs: Epochs, names: Callable[[str], Sequence[str]], *, max_age: float, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._epochs = epochs
-        self._name = name
+        self._names = names
         self._max_age = max_age
         self._clock = clock
         self._kept: OrderedDict[str, tuple[str, float, T]] = OrderedDict()
@@ -39,31 +39,26 @@ class Kept(Generic[T]):
         """
         if not keys:
             return {}
-        names = {key: self._name(key) for key in keys}
-        marks = await self._epochs.read([EVERYTHING, *names.values()])
-        everything = marks[EVERYTHING]
+        names = {key: (EVERYTHING, *self._names(key)) for key in keys}
+        marks = await self._epochs.read(list(dict.fromkeys(name for several in names.values() for name in several)))
+        for name, mark in marks.items():
+            if facts.epochs.setdefault(name, mark.text) != mark.text:
+                raise Changed
+        texts = {key: " ".join(marks[name].text for name in several) for key, several in names.items()}
         now = self._clock()
         found: dict[str, T] = {}
-        stale = []
-        for key, name in names.items():
-            mark = marks[name]
-            for one, known in ((EVERYTHING, everything), (name, mark)):
-                if facts.epochs.setdefault(one, known.text) != known.text:
-                    raise Changed
+        for key in keys:
             kept = self._kept.get(key)
-            text = f"{everything.text} {mark.text}"
-            if kept is not None and kept[0] == text and kept[1] > now and mark.settled and everything.settled:
+            if kept is not None and kept[0] == texts[key] and kept[1] > now:
                 found[key] = kept[2]
-            else:
-                stale.append(key)
+        stale = [key for key in keys if key not in found]
         if stale:
             begun = self._clock()
             fetched = await fetch(stale)
             for key in stale:
                 found[key] = fetched[key]
-                mark = marks[names[key]]
-                if mark.settled and everything.settled:
-                    self._keep(key, (f"{everything.text} {mark.text}", begun + self._max_age, fetched[key]))
+                if all(marks[name].settled for name in names[key]):
+                    self._keep(key, (texts[key], begun + self._max_age, fetched[key]))
         return found
 
     def _keep(self, key: str, row: tuple[str, float, T]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fhirshield.authorize import authorize, belonging, draft, endorse, invoked, may_change, on_this, refers
+from fhirshield.authorize import authorize, belonging, draft, endorse, invoked, may_change, on_this, refers, related_only
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.attachments import documents_of
 from fhirshield.fhir.interaction import Interaction, Kind
@@ -30,6 +30,7 @@ class Before(Searches):
     async def __call__(self, permit: Permit, gathered: Gathered) -> Permit:
         """The permit once it is known what a condition names, what a write would change, and where joins lead. Raises Refused."""
         await self._gather.about.ready(permit, gathered)
+        permit = related_only(permit, self._rules)
         if permit.interaction.condition:
             permit = await self._conditioned(permit, gathered)
         if permit.interaction.writes:

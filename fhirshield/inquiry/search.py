@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from fhirshield.authorize import authorize, joined, narrowed
+from fhirshield.authorize import authorize, joined, narrowed, related_only
 from fhirshield.fhir.criteria import Criterion
 from fhirshield.fhir.interaction import Interaction
 from fhirshield.fhir.page import Target
@@ -60,6 +60,7 @@ class Searches:
 
     async def _matches(self, permit: Permit, gathered: Gathered, most: int = MOST_JOINED) -> Mapping[Literal, Any]:
         """All that this caller finds by a search, as it is shown; too much is refused."""
+        permit = related_only(permit, self._rules)
         permit = await self._join(permit, gathered) if permit.joins else permit
         return (await self._whole(rewrite(permit.interaction, permit), gathered, most)).shown
 

@@ -131,7 +131,7 @@ def _overlap(one: Who, other: Who) -> bool:
 
 
 def _covers(wide: Grant, narrow: Grant) -> bool:
-    if not narrow.interactions <= wide.interactions:
+    if not narrow.interactions <= wide.interactions or (wide.related and wide.related != narrow.related):
         return False
     open_types = {s.type for s in wide.selectors if not s.items}
     exact = set(wide.selectors)

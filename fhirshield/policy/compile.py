@@ -15,7 +15,7 @@ from typing import Any
 
 from fhirshield.model import Principal
 from fhirshield.policy.consent import ConsentPolicy
-from fhirshield.policy.rule import NORMAL, Clearance, Rule, Rules, Who
+from fhirshield.policy.rule import NORMAL, POLICY_TYPES, Clearance, Rule, Rules, Who
 
 CACHE = 8192
 """Principals whose applicable rules are remembered."""
@@ -37,6 +37,12 @@ class Applied:
     """The token leaves something to be enforced."""
 
     @property
+    def related(self) -> frozenset[str]:
+        """The relationships that these rules speak of."""
+        grants = [*(rule.allow for rule in self.allow), *(rule.deny for rule in self.deny)]
+        return frozenset(grant.related for grant in grants if grant is not None and grant.related)
+
+    @property
     def guarded(self) -> bool:
         """Whether patients or circumstances may withhold what scopes and rules let through."""
         return self.consents or self.residual or self.clearance is not None
@@ -49,6 +55,9 @@ class RuleSet:
         self.rules = rules.rules
         self.consent = consent
         self.sensitivity = rules.sensitivity
+        self.relationships = {one.name: one for one in rules.relationships}
+        self.read_types = POLICY_TYPES.union(*(one.types for one in rules.relationships))
+        """The types that decisions read."""
         self.digest = rules.digest if consent is None else hashlib.sha256(f"{rules.digest} {consent}".encode()).hexdigest()
         self.modifier_extensions = rules.modifier_extensions
         self._conditions = [c for rule in rules.rules for c in (rule.who.when, rule.who.unless) if c]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,17 @@ from fhirshield.fhir import path as fhir_path
 from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.definitions import Element, resource_types, type_of
 from fhirshield.fhir.operations import NEVER, OPERATIONS
+from fhirshield.fhir.subjects import has_subject
 from fhirshield.fhir.terminology import Terminology
 from fhirshield.fhir.v3 import RANKS, is_sensitivity
-from fhirshield.model import Generalize, Mask, Obligation, Opaque, Remove
+from fhirshield.model import PLACEHOLDER, Generalize, Mask, Obligation, Opaque, Relationship, Remove
 from fhirshield.policy.condition import Condition, ConditionError, compile_condition
 from fhirshield.policy.operations import check_fit, operation_of
-from fhirshield.policy.rule import INTERACTIONS, Clearance, Grant, Operation, Reveal, Rule, Rules, Who
+from fhirshield.policy.rule import INTERACTIONS, LINK, POLICY_TYPES, SECURITY, Clearance, Grant, Operation, Reveal, Rule, Rules, Who
 from fhirshield.policy.sensitivity import Row, Sensitivity, Source, compiled, read_list
-from fhirshield.settings import size
+from fhirshield.settings import duration, size
 
 NOT_YET = {
-    "relationships": "relationships",
-    "related": "limiting a grant to related patients",
     "hard": "break-glass, which `hard` speaks of",
 }
 
@@ -58,6 +58,7 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
     extensions: set[str] = set()
     digest = hashlib.sha256()
     labelled: list[tuple[str, Sensitivity]] = []
+    relationships: list[Relationship] = []
     for name, text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
         try:
@@ -71,6 +72,8 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
         for index, row in enumerate(rows if isinstance(rows, list) else ()):
             if not any(fault.path.startswith(f"rules[{index}]") for fault in wrong):
                 rules.append(_rule(found, index, row, faults, known))
+        if not wrong:
+            relationships += _relationships(found, faults)
         if not wrong and "sensitivity" in found.value:
             labelled.append((found.where(("sensitivity",)), _sensitivity(found, name, faults, digest)))
         if not wrong:
@@ -85,9 +88,50 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
     for rule in rules if not labelled else ():
         if rule.clearance is not None:
             faults.append(Fault(rule.where, "clearance", "nothing is labelled here", "say `sensitivity`, with lists of codes"))
+    faults += _unrelated(rules, relationships)
     if faults:
         raise OperatorError(sorted(faults, key=_place))
-    return Rules(tuple(rules), frozenset(extensions), digest.hexdigest(), labelled[0][1] if labelled else None)
+    sensitivity = labelled[0][1] if labelled else None
+    return Rules(tuple(rules), frozenset(extensions), digest.hexdigest(), sensitivity, tuple(relationships))
+
+
+_PLACES = "{fhirUser}, {fhirUser.id}, {organization}, {patient} or a mapped claim"
+
+
+def _relationships(found: Document, faults: list[Fault]) -> list[Relationship]:
+    """Relationships, each query of which can be asked and judged here, and gives resources about patients."""
+    made = []
+    for name, row in found.value.get("relationships", {}).items():
+        types = set()
+        for place, text in enumerate(row["patients_of"]):
+            key: Key = ("relationships", name, "patients_of", place)
+            try:
+                asked = fhir_criteria.parse(PLACEHOLDER.sub(lambda m: "x" if m[1].endswith(".id") else "Practitioner/x", text))
+            except CriteriaError as error:
+                faults.append(found.fault(key, str(error), "see *Relationships* in docs/rules.md"))
+                continue
+            types.add(asked.type)
+            if not asked.items or "{" not in text:
+                faults.append(found.fault(key, f"`{text}` does not speak of the caller", f"name {_PLACES}"))
+            elif not has_subject(asked.type) or asked.type == "Patient" or re.search(r"[{}]", PLACEHOLDER.sub("", text)):
+                remedy = f"ask for a type with a patient, by {_PLACES}"
+                faults.append(found.fault(key, f"`{text}` leads from the caller to no patients", remedy))
+        made.append(Relationship(name, tuple(row["patients_of"]), duration(row.get("max_age", "30s")), frozenset(types)))
+    return made
+
+
+def _unrelated(rules: list[Rule], relationships: list[Relationship]) -> list[Fault]:
+    known = {one.name for one in relationships}
+    faults = []
+    for rule in rules:
+        for grant in (rule.allow, rule.deny):
+            if grant is not None and grant.related and grant.related not in known:
+                text = f"no relationship `{grant.related}`"
+                faults.append(Fault(rule.where, "related", text, f"known: {', '.join(sorted(known)) or 'none'}"))
+        inputs = rule.allow.policy_inputs if rule.allow else frozenset()
+        for name in sorted(inputs - {LINK, SECURITY} - POLICY_TYPES - {t for one in relationships for t in one.types}):
+            faults.append(Fault(rule.where, "policy_inputs", f"no decision reads `{name}`", "remove it"))
+    return faults
 
 
 def _sensitivity(found: Document, name: str, faults: list[Fault], digest: Any) -> Sensitivity:
@@ -254,7 +298,8 @@ def _grant(found: Document, key: Key, row: Any, faults: list[Fault], known: Term
     if opaque and any(selector.items for selector in selectors):
         faults.append(found.fault((*key, "opaque"), "`opaque` goes with types, not with criteria", "give it a rule of its own"))
     passed = Opaque(frozenset(opaque["types"]), size(opaque["most"]) if "most" in opaque else 0) if opaque else None
-    return Grant(names, tuple(selectors), inputs, row.get("delete_unseen", False), operations, passed)
+    related = row.get("related", "")
+    return Grant(names, tuple(selectors), inputs, row.get("delete_unseen", False), operations, related, passed)
 
 
 def _operation(found: Document, key: Key, row: Any, faults: list[Fault]) -> Operation:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.v3 import ACT_CODE, RANKS, above
-from fhirshield.model import Labels, Obligation, Opaque
+from fhirshield.model import Labels, Obligation, Opaque, Relationship
 from fhirshield.policy.condition import Condition
 from fhirshield.policy.sensitivity import Sensitivity
 
@@ -51,6 +51,8 @@ class Grant:
     delete_unseen: bool = False
     """Deletes may hit a version, or parts of one, that the caller did not see."""
     operations: tuple[Operation, ...] = ()
+    related: str = ""
+    """The relationship to which an allow is limited, and in which a deny holds."""
     opaque: Opaque | None = None
     """What of content that cannot be looked into may pass."""
 
@@ -120,3 +122,4 @@ class Rules:
     """SHA-256 over the files' text, hex."""
     sensitivity: Sensitivity | None = None
     """What codes tell of, where the rules say."""
+    relationships: tuple[Relationship, ...] = ()

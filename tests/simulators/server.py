@@ -39,6 +39,7 @@ PATHS = STORED | {
     "_source": ("meta.source", "uri"),
     "_profile": ("meta.profile", "uri"),
     "url": ("url", "uri"),
+    "class": ("class", "token"),
     "practitioner": ("practitioner", "reference"),
     "service-provider": ("serviceProvider", "reference"),
 }
