@@ -32,6 +32,7 @@ from fhirshield.entrance import Entrance, Works
 from fhirshield.errors import Fault, OperatorError
 from fhirshield.forward import Forwarder
 from fhirshield.gather import AboutAnswer, Asked, Gatherer, Reading
+from fhirshield.gather.grants import Grants
 from fhirshield.outbound.credential import BearerFile, ClientCredentials, NoCredential
 from fhirshield.outbound.fhir_server import Credential as CredentialSource
 from fhirshield.outbound.fhir_server import FhirServer
@@ -259,6 +260,7 @@ def _works(settings: Settings, rules: RuleSet, ground: Ground, pools: list[Clien
             forward=Forwarder(server, settings.limits, forward_token=upstream.credential.forward),
             redact=redactor,
             written=Written(redactor, settings.limits.depth),
+            grants=Grants(ground.state, lambda key: ground.ring.digest("break-glass", key.encode())),
             describe=Describer(server, client, settings.issuers[upstream.issuers[0]].issuer),
             journal=ground.journal,
             quota=ground.quota,

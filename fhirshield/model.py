@@ -55,6 +55,8 @@ class Reason(StrEnum):
     NO_CONSENT = "no-consent"
     CONSENT_UNSUPPORTED = "consent-unsupported"
     BEYOND_CLEARANCE = "beyond-clearance"
+    BREAK_GLASS = "break-glass"
+    WEAK_AUTHENTICATION = "insufficient-authentication"
     BAD_PAGE = "bad-page"
     UPSTREAM_REFUSED = "upstream-refused"
     UPSTREAM_MALFORMED = "upstream-malformed"
@@ -148,6 +150,14 @@ class Facts:
     """When patients were born; None where that is not known to the year."""
     related: dict[str, frozenset[str]] = field(default_factory=dict)
     """By relationship: the patients who stand in it to the caller."""
+    grant: Grant | None = None
+    """The emergency under which this exchange is decided."""
+
+    def replaces(self, conjunct: str, patients: frozenset[str]) -> bool:
+        """Whether an emergency replaces a conjunct for all of these patients."""
+        grant = self.grant
+        return grant is not None and conjunct in grant.emergency.replaces and patients == frozenset((grant.patient,))
+
     epochs: dict[str, str] = field(default_factory=dict)
     """What was true when this was gathered: it is looked at again before the first byte leaves."""
 
@@ -187,6 +197,10 @@ class Situation:
     url: str = ""
     """The request's URL as clients see it, without its query."""
     habits: Habits = Habits()
+    emergency: str = ""
+    """The reason that a header states for emergency access."""
+    country: str = ""
+    """Where the data of this upstream is, as settings say."""
     facts: Facts = field(default_factory=Facts, compare=False, repr=False)
 
 
@@ -215,6 +229,14 @@ class Principal:
     """For which the caller acts: ``Organization/1`` at this upstream, a URI, or ``system|value``."""
     identifiers: frozenset[str] = frozenset()
     """Of the caller, as ``system|value``."""
+    acr: str = ""
+    """The authentication context class (OpenID Connect Core §2)."""
+    amr: frozenset[str] = frozenset()
+    """The authentication methods (RFC 8176)."""
+    auth_time: float = 0.0
+    """When the person last authenticated, in seconds since the epoch; 0 where nobody says."""
+    emergency: str = ""
+    """The reason that a claim states for emergency access."""
     residuals: tuple[Provision, ...] = ()
     """What the token leaves to be enforced: what is forbidden, and what is permitted of that."""
 
@@ -418,6 +440,44 @@ class Relationship:
     """The resource types that are asked for: decisions read them."""
 
 
+REPLACEABLE = ("relationship", "consent", "clearance")
+"""The conjuncts that an emergency may replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emergency:
+    """Emergency access as a rule opens it (break-glass)."""
+
+    rule: str
+    types: frozenset[str]
+    """``*`` for all."""
+    interactions: frozenset[str]
+    replaces: frozenset[str]
+    seconds: float
+    """How long a grant holds."""
+    limit: int
+    """Grants of one caller within the window."""
+    window: float
+    """Seconds."""
+
+    def covers(self, resource_type: str, interaction: str) -> bool:
+        """Whether it speaks of such a request."""
+        return not self.types.isdisjoint({"*", resource_type}) and interaction in self.interactions
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Leave to see one patient's data in an emergency."""
+
+    id: str
+    emergency: Emergency
+    patient: str
+    reason: str
+    """As the caller stated it."""
+    new: bool
+    """It was opened by this exchange."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opaque:
     """Content that no redaction can look into and that may pass: by media type (``*`` for any), up to so many bytes (0: any)."""
@@ -478,6 +538,10 @@ class Permit:
     """Resources are labelled on the way."""
     relations: tuple[Relationship, ...] = ()
     """Those that rules ask of this caller."""
+    emergency: Emergency | None = None
+    """What opens to the caller, who states a reason."""
+    lifts: tuple[str, ...] = ()
+    """What could show more, by caller, type, purpose and rules alone."""
     overwrites: bool = False
     """An update replaces the whole: nothing of the type is hidden from this caller, or nothing of it is shown or redacted."""
     writing: Writing | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from fhirshield.authorize import authorize, belonging, draft, endorse, may_change
+from fhirshield.authorize import authorize, belonging, draft, endorse, may_change, related_only
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir import scopes as smart
 from fhirshield.fhir.history import Version
@@ -30,6 +30,7 @@ from fhirshield.redact.written import Written
 from fhirshield.rewrite import rewrite
 from fhirshield.ring import Ring
 from fhirshield.settings import Credential, Upstream
+from fhirshield.shelf import about, driven
 
 BASE = "https://shield.example"
 PATH = "/fhir"
@@ -77,6 +78,7 @@ class Stage:
             permit = authorize(principal, interaction, situation, self.rules)
             if isinstance(permit, Denial):
                 return _refused(permit, interaction, situation)
+            permit = self._informed(permit, stored)
             if interaction.kind not in RULE_NAMES or (interaction.recalls and not interaction.id):
                 text = f"`{interaction.operation or interaction.kind.value}` cannot be rehearsed on resources at hand"
                 raise Refused(Denial(405, Reason.NOT_SERVED, "not-supported", text))
@@ -102,6 +104,20 @@ class Stage:
             return Outcome(denial.status, refused.reason, denial.rule, None, refused.tally, interaction, situation)
         except Refused as refused:
             return _refused(refused.denial, interaction, situation)
+
+    def _informed(self, permit: Permit, stored: list[Any]) -> Permit:
+        """What ``gather`` does, from the resources at hand."""
+        if not (self.rules.consent or self.rules.sensitivity or permit.relations):
+            return permit
+        gather = about(self.rules, stored, permit.situation.bases)
+
+        async def all_of_it() -> None:
+            await gather.ready(permit, {})
+            await gather(permit, [*stored, permit.interaction.content], {})
+
+        driven(all_of_it())
+        permit.situation.facts.epochs.clear()
+        return related_only(permit, self.rules)
 
     def _recalled(self, answer: Answer, permit: Permit) -> View:
         """The history of a resource that has one version. Raises Refused."""

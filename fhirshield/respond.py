@@ -22,10 +22,10 @@ _ALWAYS = (
 )
 
 
-def refusal(denial: Denial) -> View:
-    """A Denial as an OperationOutcome."""
+def refusal(denial: Denial, lifts: tuple[str, ...] = ()) -> View:
+    """A Denial as an OperationOutcome; ``lifts`` are what could lift it."""
     headers = (("Content-Type", "application/fhir+json; charset=utf-8"), *denial.headers)
-    body = encode(outcome(denial.code, denial.diagnostics, expression=denial.expression))
+    body = encode(outcome(denial.code, denial.diagnostics, expression=denial.expression, lifts=lifts))
     return View(denial.status, headers, body, denial.reason, Tally(), denial.rule)
 
 
@@ -68,7 +68,7 @@ def preflight() -> View:
     """The answer to a CORS preflight; the origin's headers are added when it leaves."""
     headers = (
         ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
-        ("Access-Control-Allow-Headers", "Authorization, Content-Type, Accept, Prefer, If-Match"),
+        ("Access-Control-Allow-Headers", "Authorization, Content-Type, Accept, Prefer, If-Match, Break-Glass-Reason"),
         ("Access-Control-Max-Age", "600"),
     )
     return View(204, headers, b"", Reason.PERMITTED, Tally())

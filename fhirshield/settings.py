@@ -84,6 +84,8 @@ class Issuer:
     introspection: Introspection | None = None
     organization: str = ""
     """The claim that says for which organization the caller acts."""
+    country: str = ""
+    """Where its callers are, unless a claim that is mapped to ``country`` says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ class Upstream:
     """The issuer that opaque tokens are asked of, or empty."""
     delete_if_match: bool = False
     """It was shown to honour ``If-Match`` on DELETE."""
+    country: str = ""
+    """Where its data is."""
     hidden_narrative: str = "refuse"
     """What an update does where narrative is hidden from the writer: ``refuse`` or ``drop``."""
 
@@ -347,6 +351,7 @@ def _issuer(name: str, row: Any, folder: Path) -> Issuer:
         default_purpose=row.get("default_purpose", {}),
         introspection=_introspection(row["introspection"], folder) if "introspection" in row else None,
         organization=row.get("organization", ""),
+        country=row.get("country", ""),
     )
 
 
@@ -376,6 +381,7 @@ def _upstream(row: Any, public_url: str, folder: Path) -> Upstream:
         id_length=row.get("id_length", 64),
         introspector=row.get("introspector", ""),
         delete_if_match=row.get("delete_if_match", False),
+        country=row.get("country", ""),
         hidden_narrative=row.get("hidden_narrative", "refuse"),
     )
 
@@ -458,4 +464,4 @@ def size(text: str) -> int:
 def duration(text: str) -> float:
     """``30s`` in seconds."""
     unit = text.lstrip("0123456789")
-    return int(text.removesuffix(unit)) * {"ms": 0.001, "s": 1.0, "m": 60.0}[unit]
+    return int(text.removesuffix(unit)) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[unit]

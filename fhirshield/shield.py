@@ -21,12 +21,13 @@ from fhirshield.audit import Journal, record
 from fhirshield.audit.intents import content_digest
 from fhirshield.audit.quota import Quota
 from fhirshield.authenticate import Authenticator
-from fhirshield.authorize import authorize
+from fhirshield.authorize import authorize, could_lift
 from fhirshield.describe import Describer
 from fhirshield.errors import Unavailable
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.forward import Forwarder
 from fhirshield.gather import Gatherer, Stale
+from fhirshield.gather.grants import Grants
 from fhirshield.inquiry import After, Together, granted, within
 from fhirshield.model import Denial, Facts, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
 from fhirshield.policy.compile import RuleSet
@@ -61,6 +62,8 @@ class Story:
     """What the shield read itself in order to decide: requests by type."""
     intended: bool = False
     """A write went, or was about to go, upstream."""
+    alarmed: bool = False
+    """The grant that was opened is recorded."""
 
     @property
     def head(self) -> bool:
@@ -73,14 +76,14 @@ class Shield:
 
     def __init__(
         self, receive: Receiver, authenticate: Authenticator, rules: RuleSet, gather: Gatherer, forward: Forwarder,
-        redact: Redactor, written: Written, describe: Describer, journal: Journal, quota: Quota, ring: Ring,
+        redact: Redactor, written: Written, grants: Grants, describe: Describer, journal: Journal, quota: Quota, ring: Ring,
     ) -> None:  # fmt: skip
         self._receive = receive
         self._authenticate = authenticate
         self._rules = rules
         self._gather = gather
         self._redact = redact
-        self._before = Together(rules, gather, forward, redact, written)
+        self._before = Together(rules, gather, forward, redact, written, grants)
         self._after = After(rules, gather, forward, redact)
         self._describe = describe
         self._journal = journal
@@ -157,7 +160,10 @@ class Shield:
         """One interaction of a known caller: decided, carried out, seen as this caller may see it, recorded. Raises Refused."""
         assert story.interaction is not None
         permit = granted(authorize(principal, story.interaction, story.situation, self._rules))
-        permit = await self._before(permit, story.gathered)
+        try:
+            permit = await self._before(permit, story.gathered)
+        finally:
+            await self._alarm(permit, story)
         interaction = story.interaction = permit.interaction
         if permit.writing is not None:
             await self._intend(permit, story)
@@ -167,6 +173,17 @@ class Shield:
         if story.gathered and permit.writing is None:
             entry |= record.asked(story.gathered)
         return view, await self._recorded(entry, story)
+
+    async def _alarm(self, permit: Permit, story: Story) -> None:
+        """A glass that was broken is recorded, and said aloud, before anything is seen through it. Raises Refused."""
+        grant = story.situation.facts.grant
+        if grant is None or not grant.new or story.alarmed:
+            return
+        story.alarmed = True
+        await self._recorded(record.broken(permit, grant), story)
+        _log.critical(
+            "break-glass: grant %s under rule %s in exchange %s", grant.id, grant.emergency.rule, story.situation.decision
+        )
 
     async def _each(self, request: Request, principal: Principal, story: Story) -> tuple[View, list[Story]]:
         """The entries of a batch, each decided, and recorded, as the request that it is (FHIR R4 §3.1.0.11). Raises Refused."""
@@ -237,7 +254,7 @@ class Shield:
             story.tally, story.reason = refused.tally, refused.reason
         assert story.principal is not None
         await self._recorded(_denied(refused.denial, story, story.principal), story)
-        return refusal(refused.denial)
+        return refusal(refused.denial, self._lifts(refused.denial, story))
 
     async def _intend(self, permit: Permit, story: Story, request: str = "") -> None:
         """No write reaches the upstream before its intent is durable (law 3); ``request``: its id there, if another."""
@@ -282,7 +299,13 @@ class Shield:
         except Unavailable:
             denial = _unknown() if story.intended else _unrecorded()
             receipt = self._journal.counted(story.situation.decision)
-        await self._respond(refusal(denial), receipt, story, respond)
+        await self._respond(refusal(denial, self._lifts(denial, story)), receipt, story, respond)
+
+    def _lifts(self, denial: Denial, story: Story) -> tuple[str, ...]:
+        """What could lift a refusal: told by what was asked, not by why it was refused."""
+        if denial.status not in {403, 404} or story.principal is None or story.interaction is None:
+            return ()
+        return could_lift(story.principal, story.interaction, story.situation, self._rules)
 
     async def _respond(self, view: View, receipt: Receipt, story: Story, respond: Respond) -> None:
         size, complete = 0, False

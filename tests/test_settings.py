@@ -459,6 +459,13 @@ async def _max_age(folder: Path) -> None:
             assert sum(b"/Consent?patient=" in target for _, target, _ in here.seen) == asked
 
 
+async def _country(folder: Path) -> None:
+    rules = merged(OPEN, {"rules": [{"who": {"when": "principal.country == env.country"}}]})
+    for callers, data, wanted in (("DE", "DE", 200), ("DE", "FR", 403), ("FR", "DE", 403)):
+        settings = {"issuers": {"demo": {"country": callers}}, "upstreams": [{"country": data}]}
+        assert await status(folder / f"{callers}-{data}", settings, rules=rules) == wanted
+
+
 async def _organization(folder: Path) -> None:
     meant = [consent("c", "pat-1", provision("permit", actor="Organization/o"), policy=[{"uri": PCF_DENY}])]
     for name, wanted in (("employer", 200), ("other", 404)):
@@ -495,6 +502,8 @@ EFFECTS: dict[str, Effect] = {
     "consent.exempt_roles": _consent({"exempt_roles": ["registrar"]}, 404, 200, roles=["registrar"]),
     "consent.policies.*": _consent({"policies": {"urn:ours": "ignore"}}, 404, 200, [_OF_OURS]),
     "issuers.*.organization": _organization,
+    "issuers.*.country": _country,
+    "upstreams.[].country": _country,
     "issuers.*.roles.exchange": _role({"exchange": True}, extensions={"hl7-b2b": {"subject_role": "wanted"}}),
     "audit.sinks.[].redis": _sink,
     "audit.sinks.[].stream": _sink,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fhirshield.fhir.interaction import Interaction
-from fhirshield.model import Denial, Permit, Principal, Reason, Situation, Tally, View
+from fhirshield.model import Denial, Grant, Permit, Principal, Reason, Situation, Tally, View
 
 VERSION = 1
 _MOST_PATIENTS = 1000
@@ -33,6 +33,13 @@ def intended(permit: Permit, digest: str, gathered: Mapping[str, int], request: 
     entry |= {"outcome": "intended", "rules": permit.rules, "patients": sorted(writing.patients), "creates": writing.creates}
     entry |= {"request": request} if request else {}
     return entry | {"over": writing.version, "content": digest} | asked(gathered)
+
+
+def broken(permit: Permit, grant: Grant) -> dict[str, Any]:
+    """The record of a glass that was broken: by whom, for whom, why, for how long. The reason is in the caller's own words."""
+    entry = _exchange(permit.situation, permit.interaction, permit.principal)
+    entry |= {"outcome": "break-glass", "rule": grant.emergency.rule, "patients": [grant.patient], "stated": grant.reason}
+    return entry | {"seconds": grant.emergency.seconds, "replaces": sorted(grant.emergency.replaces)}
 
 
 def recovered(decision: str, time: str, result: str, found: Mapping[str, str]) -> dict[str, Any]:
@@ -90,6 +97,8 @@ def _exchange(situation: Situation, interaction: Interaction | None, principal: 
         "upstream": situation.upstream,
         "address": situation.address,
     }
+    if situation.facts.grant is not None:
+        entry["break_glass"] = situation.facts.grant.id
     if interaction is not None:
         entry |= {"interaction": interaction.kind.value, "type": interaction.type}
         if interaction.id:

@@ -54,9 +54,23 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
         purposes = {default} if default else set()
     organizations = _organizations(claims, exchange, issuer, situation if known_here else None)
     identifiers = _identifiers(exchange)
-    attributes = tuple(sorted((name, _attribute(claims, path)) for name, path in issuer.claims.items() if _has(claims, path)))
-    facts = [issuer.name, _text(claims, "sub"), client, sorted(roles), sorted(purposes), scope, patient, user, attributes]
+    known = {name: _attribute(claims, path) for name, path in issuer.claims.items() if _has(claims, path)}
+    if issuer.country:
+        known.setdefault("country", issuer.country)
+    attributes = tuple(sorted(known.items()))
+    facts: list[Any] = [
+        issuer.name,
+        _text(claims, "sub"),
+        client,
+        sorted(roles),
+        sorted(purposes),
+        scope,
+        patient,
+        user,
+        attributes,
+    ]
     facts += [sorted(organizations), sorted(identifiers), _walk(claims, "extensions.ihe_pcf.residual")]
+    facts += [claims.get(name) for name in ("acr", "amr", "auth_time", "break_glass_reason")]
     return Principal(
         issuer=issuer.name,
         subject=_text(claims, "sub"),
@@ -71,6 +85,10 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
         fingerprint=hashlib.sha256(msgspec.json.encode(facts)).hexdigest(),
         organizations=frozenset(organizations),
         identifiers=frozenset(identifiers),
+        acr=_text(claims, "acr"),
+        amr=frozenset(_texts(claims.get("amr"))),
+        auth_time=_moment(claims.get("auth_time")),
+        emergency=_text(claims, "break_glass_reason"),
         residuals=_residuals(claims, situation.bases),
     )
 
@@ -187,6 +205,11 @@ def _identifiers(exchange: dict[str, Any]) -> set[str]:
     """Of the person, as ``system|value``: the National Provider Identifier of an exchange."""
     value = exchange.get("national_provider_identifier")
     return {f"{_NPI}|{value}"} if isinstance(value, str) and value else set()
+
+
+def _moment(value: Any) -> float:
+    """A NumericDate; 0 for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1 << 53 else 0.0
 
 
 def _text(claims: dict[str, Any], name: str) -> str:

@@ -4,7 +4,7 @@
 scopes and rules of one kind of caller, by resource type.
 """
 
-from fhirshield.authorize.caller import authorize, belonging, narrowed, related_only
+from fhirshield.authorize.caller import authorize, belonging, could_lift, narrowed, related_only
 from fhirshield.authorize.operation import refers
 from fhirshield.authorize.parameters import joined
 from fhirshield.authorize.writing import draft, endorse, invoked, may_change, on_this
@@ -12,6 +12,7 @@ from fhirshield.authorize.writing import draft, endorse, invoked, may_change, on
 __all__ = [
     "authorize",
     "belonging",
+    "could_lift",
     "draft",
     "endorse",
     "invoked",

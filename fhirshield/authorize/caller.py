@@ -12,6 +12,7 @@ from typing import Any
 
 from fhirshield.authorize import parameters as asked
 from fhirshield.authorize.circumstances import Circumstances
+from fhirshield.authorize.lifting import emergency_of, lifts, step_up
 from fhirshield.authorize.operation import may_invoke, only
 from fhirshield.authorize.resource import judge_for
 from fhirshield.authorize.standing import ACTIVE_TYPES, RULE_LETTERS, Bound, Standing, TypeStanding, standing
@@ -35,10 +36,21 @@ def notes(rules: RuleSet, applied: Applied | None = None) -> tuple[str, ...]:
 
 
 def authorize(principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:
-    """Leave to forward this interaction for this caller, or the reason why not."""
+    """Leave to forward this interaction for this caller, or the reason why not; or what would open it to a stronger login."""
+    decision = _authorize(principal, interaction, situation, rules)
+    if isinstance(decision, Denial):
+        weak = decision.reason in {Reason.NO_RULE, Reason.BREAK_GLASS}
+        return (step_up(rules.applied(principal, situation), interaction, situation) if weak else None) or decision
+    return decision
+
+
+def _authorize(principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> Permit | Denial:
     if not interaction.letter and interaction.kind is not Kind.OPERATION:
         return _not_served(interaction)
     stand = standing_of(principal, situation, rules)
+    emergency = emergency_of(stand.applied, interaction, situation, principal)
+    if isinstance(emergency, Denial):
+        return emergency
     if interaction.kind is Kind.OPERATION:
         return _operation(stand, principal, interaction, situation, rules)
     if interaction.recalls:
@@ -162,6 +174,7 @@ def _permit(
     stand: Standing, found: TypeStanding, principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet,
     binding: str,
 ) -> Permit:  # fmt: skip
+    found_emergency = emergency_of(stand.applied, interaction, situation, principal)
     return Permit(
         principal=principal,
         interaction=interaction,
@@ -182,6 +195,8 @@ def _permit(
         rules=rules.digest,
         notes=notes(rules, stand.applied),
         labelled=rules.sensitivity is not None,
+        emergency=found_emergency if not isinstance(found_emergency, Denial) else None,
+        lifts=lifts(stand.applied, interaction, situation, principal),
         relations=tuple(rules.relationships[name] for name in sorted(stand.applied.related)),
         overwrites=interaction.writes and _overwrites(stand, found),
     )
@@ -220,7 +235,9 @@ def related_only(permit: Permit, rules: RuleSet) -> Permit:
     rows = [row for row in found.allows if RULE_LETTERS[interaction.rule_name] in row.letters]
     if not all(row.related for row in rows) or not has_subject(interaction.type):
         return permit
-    patients = sorted(frozenset().union(*(permit.situation.facts.related.get(row.related, frozenset()) for row in rows)))
+    facts = permit.situation.facts
+    lifted = frozenset((facts.grant.patient,)) if facts.grant and "relationship" in facts.grant.emergency.replaces else frozenset()
+    patients = sorted(lifted.union(*(facts.related.get(row.related, frozenset()) for row in rows)))
     if len(patients) > MOST_RELATED:
         return permit
     if not patients:
@@ -266,9 +283,14 @@ def _binding(principal: Principal, situation: Situation, rules: RuleSet) -> str:
     return hashlib.sha256("\x00".join((*who, situation.upstream, rules.digest)).encode()).hexdigest()
 
 
+def could_lift(principal: Principal, interaction: Interaction, situation: Situation, rules: RuleSet) -> tuple[str, ...]:
+    """What could lift a refusal of this kind."""
+    return lifts(rules.applied(principal, situation), interaction, situation, principal)
+
+
 def standing_of(principal: Principal, situation: Situation, rules: RuleSet) -> Standing:
     """What this caller's scopes and the rules that apply to it come to, type by type."""
-    applied = rules.applied(principal, situation.now)
+    applied = rules.applied(principal, situation)
     shared = standing(applied, principal.scopes.text, bool(principal.patient), bool(principal.fhir_user), situation.bases)
     return Bound(shared, situation.facts) if applied.related else shared
 

@@ -45,7 +45,7 @@ class Circumstances:
 
     def _refused(self, about: About, letter: str) -> Refusal | None:
         residuals = self._principal.residuals
-        if self._clearance is not None and letter not in {"b", "c"}:
+        if self._clearance is not None and letter not in {"b", "c"} and not self._replaced("clearance", about):
             labels = about.labels
             if labels is None:
                 return Reason.FACTS_UNAVAILABLE, "labels"
@@ -62,7 +62,7 @@ class Circumstances:
         patients = self._contained(about) if letter == "c" else people_of(about.resource, self._bases, self._subjects)
         if patients is None:
             return Reason.NO_PATIENT, ""
-        if self._is_own(patients):
+        if self._is_own(patients) or self._facts.replaces("consent", patients):
             return None
         for patient in sorted(patients):
             known = self._facts.consents.get(patient)
@@ -77,6 +77,13 @@ class Circumstances:
             if said.decision is not Decision.PERMIT:
                 return Reason.CONSENT_UNSUPPORTED if said.unsupported else Reason.NO_CONSENT, said.why
         return None
+
+    def _replaced(self, conjunct: str, about: About) -> bool:
+        """Whether an emergency replaces a conjunct for all whom a resource is about."""
+        if self._facts.grant is None:
+            return False
+        patients = people_of(about.resource, self._bases, self._subjects)
+        return patients is not None and self._facts.replaces(conjunct, patients)
 
     def _contained(self, about: About) -> Patients:
         found = patients_of(about.resource, self._bases) if has_subject(about.type) and about.type != "Patient" else None

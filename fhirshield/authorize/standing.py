@@ -299,6 +299,7 @@ class Bound(Standing):
 
     def _bind(self, row: RuleRow, *, every: bool) -> RuleRow:
         """An allow is for resources all of whose patients stand in the relationship, a deny for those any of whose may."""
+        hard = not every and row.rule.deny is not None and row.rule.deny.hard
 
         def judge(resource: Any) -> bool | None:
             selected = row.criteria(resource) if row.criteria is not None else True
@@ -306,6 +307,8 @@ class Bound(Standing):
                 return False
             known = self._facts.related.get(row.related)
             patients = people_of(resource, self.bases, self._facts.subjects.get)
+            if patients and not hard and self._facts.replaces("relationship", patients):
+                return selected if every else False
             if known is None or patients is None:
                 return None
             within = bool(patients) and (patients <= known if every else not patients.isdisjoint(known))

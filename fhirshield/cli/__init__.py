@@ -6,10 +6,19 @@ import argparse
 import sys
 
 from fhirshield import __version__
-from fhirshield.cli import audit, check, demo, explain, serve, test
+from fhirshield.cli import audit, breakglass, check, consent, demo, explain, serve, test
 from fhirshield.errors import OperatorError
 
-COMMANDS = {"serve": serve, "demo": demo, "check": check, "test": test, "explain": explain, "audit": audit}
+COMMANDS = {
+    "serve": serve,
+    "demo": demo,
+    "check": check,
+    "test": test,
+    "explain": explain,
+    "audit": audit,
+    "breakglass": breakglass,
+    "consent": consent,
+}
 
 EPILOG = """\
 Exit codes: 0 done and nothing wrong; 1 something is wrong (settings, rules, tests, a journal); 2 the call was wrong.

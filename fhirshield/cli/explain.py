@@ -18,12 +18,13 @@ from typing import Any
 
 import yaml
 
+from fhirshield.app import consent_policy
 from fhirshield.authorize.caller import notes, standing_of
 from fhirshield.authorize.resource import scope_grants
 from fhirshield.authorize.standing import Standing
 from fhirshield.errors import Fault, OperatorError
 from fhirshield.fhir import json as fhir_json
-from fhirshield.model import Permit, Principal
+from fhirshield.model import Permit, Principal, Situation
 from fhirshield.policy.compile import RuleSet, environment, facts_of, meets
 from fhirshield.policy.load import load as load_rules
 from fhirshield.rehearsal import Outcome, Stage, principal_from
@@ -44,15 +45,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the explanation; always 0 for a decision, whatever it is."""
-    path = options.rules
+    path, consent = options.rules, None
     if path.is_file() and "issuers:" in path.read_text(encoding="utf-8"):
-        path = load_settings(path).rules
-    rules = RuleSet(load_rules(path))
+        settings = load_settings(path)
+        path, consent = settings.rules, consent_policy(settings)
+    rules = RuleSet(load_rules(path), consent)
     principal = principal_from(_read(options.principal))
     stored = [fhir_json.decode(_bytes(file)) for file in options.resource]
     at = dt.datetime.fromisoformat(options.at) if options.at else dt.datetime.now(dt.UTC)
     outcome = Stage(rules).rehearse(principal, options.request, stored, at)
-    told = explain(rules, principal, outcome, stored, at)
+    told = explain(rules, principal, outcome, stored)
     if options.json:
         print(json.dumps(told, indent=2, default=str))
     else:
@@ -74,12 +76,12 @@ def _bytes(path: Path) -> bytes:
         raise OperatorError([Fault(str(path), "", f"cannot be read: {error.strerror}", "name a file")]) from None
 
 
-def explain(rules: RuleSet, principal: Principal, outcome: Outcome, stored: list[Any], at: dt.datetime) -> dict[str, Any]:
+def explain(rules: RuleSet, principal: Principal, outcome: Outcome, stored: list[Any]) -> dict[str, Any]:
     """What was decided and by what, as JSON."""
     told: dict[str, Any] = {
         "decision": {"status": outcome.status, "reason": outcome.reason.value, "rule": outcome.rule},
         "void_scopes": [{"scope": scope, "why": why} for scope, why in principal.scopes.void],
-        "rules": list(_who(rules, principal, at)),
+        "rules": list(_who(rules, principal, outcome.situation)),
         "resources": [],
         "withheld": outcome.tally.withheld,
         "redacted": outcome.tally.redacted,
@@ -96,8 +98,8 @@ def explain(rules: RuleSet, principal: Principal, outcome: Outcome, stored: list
     return told
 
 
-def _who(rules: RuleSet, principal: Principal, at: dt.datetime) -> Iterator[dict[str, str]]:
-    facts, env = facts_of(principal), environment(at)
+def _who(rules: RuleSet, principal: Principal, situation: Situation | None) -> Iterator[dict[str, str]]:
+    facts, env = facts_of(principal), environment(principal, situation) if situation is not None else {}
     for rule in rules.rules:
         yield {"rule": rule.id, "where": rule.where, "speaks of this caller": _WORDS[meets(rule.who, principal, facts, env)]}
 
@@ -122,6 +124,7 @@ def _resource(
         "denies": [{"rule": row.rule.id, "matches": _WORDS[row.judge(resource) if row.judge else True]} for row in found.denies],
         "allows": [{"rule": row.rule.id, "matches": _WORDS[row.judge(resource) if row.judge else True]} for row in found.allows],
         "verdict": verdict.reason.value if verdict else "not asked: the request was refused",
+        "by": verdict.rule if verdict else "",
         "obligations": [
             {"rule": o.rule, "path": o.path.text, "with": type(o.operation).__name__.lower()}
             for i, o in enumerate(found.view.obligations)
@@ -141,7 +144,8 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
     for row in told["rules"]:
         yield f"  {row['speaks of this caller']:>16}  {row['rule']}  ({row['where']})"
     for resource in told["resources"]:
-        yield f"{resource['resource']}: {resource['verdict']}"
+        by = f", {resource['by']}" if resource.get("by") else ""
+        yield f"{resource['resource']}: {resource['verdict']}{by}"
         for kind in ("scopes", "denies", "allows"):
             for row in resource.get(kind, ()):
                 name, answer = row.get("scope") or row.get("rule"), row.get("grants") or row.get("matches")

@@ -118,6 +118,9 @@ class AboutAnswer:
         To whom the caller stands in which relationship is known after that.
         """
         facts = permit.situation.facts
+        if facts.grant is not None:  # in an emergency whatever can be asked is asked, and the rest is replaced or denied
+            await self._in_emergency(permit, counts)
+            return
         try:
             await self._relations.gather(permit, counts)
         except Changed:
@@ -132,6 +135,14 @@ class AboutAnswer:
             raise Refused(away()) from None
         if self._clock() >= self._heard + self._asked.max_age:
             await self._search(permit, "Consent", (("_id", "fhirshield-is-asking"), ("_count", "1")), counts)
+
+    async def _in_emergency(self, permit: Permit, counts: Counts) -> None:
+        facts = permit.situation.facts
+        try:
+            await self._relations.gather(permit, counts, anyhow=True)
+        except (Refused, Unavailable):
+            if facts.grant is None or "relationship" not in facts.grant.emergency.replaces:
+                raise Refused(away()) from None
 
     async def __call__(self, permit: Permit, resources: Iterable[Any], counts: Counts) -> None:
         """Gather what these resources need to be judged, whatever else may be said of them. Raises Refused."""
@@ -195,7 +206,10 @@ class AboutAnswer:
 
     async def _patients(self, permit: Permit, resources: list[Any], counts: Counts) -> None:
         facts = permit.situation.facts
-        wanted = sorted(self._people(permit, resources) - facts.births.keys())
+        people = self._people(permit, resources) - facts.births.keys()
+        if facts.grant is not None and "consent" in facts.grant.emergency.replaces:
+            people = set()  # the one patient's Consents are replaced; whose else are not known deny
+        wanted = sorted(people)
         if not wanted:
             return
         records = await self._records_of(permit, wanted, counts)

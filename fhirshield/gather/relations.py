@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fhirshield.errors import CriteriaError
+from fhirshield.errors import CriteriaError, Unavailable
 from fhirshield.fhir import criteria
 from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.reference import Literal, literal
@@ -29,8 +29,11 @@ class Relations:
         self._reading = reading
         self._kept = kept
 
-    async def gather(self, permit: Permit, counts: Counts) -> None:
-        """The patients of all relationships that rules ask of this caller. Raises Refused, Unavailable."""
+    async def gather(self, permit: Permit, counts: Counts, *, anyhow: bool = False) -> None:
+        """The patients of all relationships that rules ask of this caller. Raises Refused, Unavailable.
+
+        ``anyhow``: asked for even where nobody can say whether what is kept is fresh.
+        """
         facts = permit.situation.facts
         for relationship in permit.relations:
             if relationship.name not in facts.related:
@@ -43,7 +46,12 @@ class Relations:
                     found = [await self._patients(permit, criteria.parse(one), counts) for one in queries]
                     return {keys[0]: frozenset().union(*found)}
 
-                kept = await self._kept[relationship.name].of([key], facts, fetch)
+                try:
+                    kept = await self._kept[relationship.name].of([key], facts, fetch)
+                except Unavailable:
+                    if not anyhow:
+                        raise
+                    kept = dict(await fetch([key]))
                 facts.related[relationship.name] = kept[key]
 
     async def _patients(self, permit: Permit, asked: Criteria, counts: Counts) -> frozenset[str]:

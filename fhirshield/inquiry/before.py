@@ -13,6 +13,8 @@ from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.forward import Forwarder, not_found
 from fhirshield.gather import Gatherer
+from fhirshield.gather.grants import Grants
+from fhirshield.inquiry.emergency import break_glass
 from fhirshield.inquiry.search import Gathered, Searches, granted
 from fhirshield.model import Denial, Draft, Permit, Reason, Refused, Stored
 from fhirshield.policy.compile import RuleSet
@@ -23,12 +25,16 @@ from fhirshield.redact.written import Written
 class Before(Searches):
     """Completes permits."""
 
-    def __init__(self, rules: RuleSet, gather: Gatherer, forward: Forwarder, redact: Redactor, written: Written) -> None:
+    def __init__(
+        self, rules: RuleSet, gather: Gatherer, forward: Forwarder, redact: Redactor, written: Written, grants: Grants
+    ) -> None:  # fmt: skip
         super().__init__(rules, gather, forward, redact)
         self._written = written
+        self._grants = grants
 
     async def __call__(self, permit: Permit, gathered: Gathered) -> Permit:
         """The permit once it is known what a condition names, what a write would change, and where joins lead. Raises Refused."""
+        await break_glass(permit, self._gather, self._grants, gathered)
         await self._gather.about.ready(permit, gathered)
         permit = related_only(permit, self._rules)
         if permit.interaction.condition:

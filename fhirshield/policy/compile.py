@@ -6,14 +6,13 @@ or a ``redact`` wherever it is not certainly unmet.
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fhirshield.model import Principal
+from fhirshield.model import Emergency, Principal, Situation
 from fhirshield.policy.consent import ConsentPolicy
 from fhirshield.policy.rule import NORMAL, POLICY_TYPES, Clearance, Rule, Rules, Who
 
@@ -35,6 +34,11 @@ class Applied:
     """Patients' Consents are asked."""
     residual: bool = False
     """The token leaves something to be enforced."""
+    emergencies: tuple[Emergency, ...] = ()
+    weak: tuple[Rule, ...] = ()
+    """Those that wait for stronger authentication alone."""
+    waiting: tuple[Rule, ...] = ()
+    """Those that say what their conditions wait for."""
 
     @property
     def related(self) -> frozenset[str]:
@@ -62,25 +66,31 @@ class RuleSet:
         self.modifier_extensions = rules.modifier_extensions
         self._conditions = [c for rule in rules.rules for c in (rule.who.when, rule.who.unless) if c]
         self._reads = sorted({name for condition in self._conditions for name in condition.environment})
+        self._authentications = [rule.who.authentication for rule in rules.rules if rule.who.authentication]
         self._cache: OrderedDict[tuple[Any, ...], Applied] = OrderedDict()
         self._shared: dict[tuple[Any, ...], Applied] = {}
 
-    def applied(self, principal: Principal, now: dt.datetime) -> Applied:
-        """The rules whose ``who`` this principal meets at this time."""
-        key = (principal.fingerprint, *(ENVIRONMENT[name](now) for name in self._reads))
+    def applied(self, principal: Principal, situation: Situation) -> Applied:
+        """The rules whose ``who`` this principal meets in this situation."""
+        env = environment(principal, situation)
+        strong = tuple(one.holds(principal, situation.now.timestamp()) for one in self._authentications)
+        key = (principal.fingerprint, *(env.get(name) for name in self._reads), strong)
         found = self._cache.get(key)
         if found is None:
-            found = self._match(principal, environment(now))
+            found = self._match(principal, env, situation.now.timestamp())
             ids = tuple(tuple(r.id for r in part) for part in (found.allow, found.deny, found.redact, found.reveal))
-            found = self._shared.setdefault((ids, found.clearance, found.consents, found.residual), found)
+            waits = tuple(tuple(r.id for r in part) for part in (found.weak, found.waiting))
+            same = (ids, waits, found.clearance, found.consents, found.residual, found.emergencies)
+            found = self._shared.setdefault(same, found)
             self._cache[key] = found
             if len(self._cache) > CACHE:
                 self._cache.popitem(last=False)
         return found
 
-    def _match(self, principal: Principal, env: dict[str, Any]) -> Applied:
+    def _match(self, principal: Principal, env: dict[str, Any], now: float) -> Applied:
         facts = facts_of(principal)
-        answers = [(rule, meets(rule.who, principal, facts, env)) for rule in self.rules]
+        before = [(rule, meets(rule.who, principal, facts, env)) for rule in self.rules]
+        answers = [(rule, answer if _strong(rule.who, principal, now) else False) for rule, answer in before]
         return Applied(
             tuple(rule for rule, answer in answers if rule.allow and answer is True),
             tuple(rule for rule, answer in answers if rule.deny and answer is not False),
@@ -89,6 +99,9 @@ class RuleSet:
             self._clearance(rule.clearance for rule, answer in answers if rule.clearance and answer is True),
             self.consent is not None and not principal.roles & self.consent.exempt_roles,
             bool(principal.residuals),
+            tuple(rule.emergency for rule, answer in answers if rule.emergency and answer is True),
+            tuple(rule for rule, answer in before if answer is True and not _strong(rule.who, principal, now)),
+            tuple(rule for rule in self.rules if rule.lift and rule.who.roles is not None and rule.who.roles & principal.roles),
         )
 
     def _clearance(self, granted: Iterable[Clearance | None]) -> frozenset[Clearance] | None:
@@ -115,6 +128,10 @@ def meets(who: Who, principal: Principal, facts: dict[str, Any], env: dict[str, 
     return result
 
 
+def _strong(who: Who, principal: Principal, now: float) -> bool:
+    return who.authentication is None or who.authentication.holds(principal, now)
+
+
 def facts_of(principal: Principal) -> dict[str, Any]:
     """What conditions know as ``principal``."""
     return {
@@ -123,17 +140,21 @@ def facts_of(principal: Principal) -> dict[str, Any]:
         "purposes": sorted(principal.purposes),
         "client": principal.client,
         "issuer": principal.issuer,
+        "organizations": sorted(principal.organizations),
+        "acr": principal.acr,
+        "amr": sorted(principal.amr),
     }
 
 
-ENVIRONMENT: dict[str, Callable[[dt.datetime], Any]] = {
-    "hour": lambda now: now.hour,
-    "minute": lambda now: now.minute,
-    "weekday": lambda now: now.isoweekday(),
-    "date": lambda now: now.date().isoformat(),
-}
-
-
-def environment(now: dt.datetime) -> dict[str, Any]:
+def environment(principal: Principal, situation: Situation) -> dict[str, Any]:
     """What conditions know as ``env``."""
-    return {name: read(now) for name, read in ENVIRONMENT.items()}
+    now = situation.now
+    known = {
+        "hour": now.hour,
+        "minute": now.minute,
+        "weekday": now.isoweekday(),
+        "date": now.date().isoformat(),
+        "address": situation.address,
+        "country": situation.country,
+    }
+    return known | ({"auth_age": int(now.timestamp() - principal.auth_time)} if principal.auth_time else {})

@@ -1,7 +1,9 @@
 """Conditions in CEL (https://cel.dev), over ``principal`` and ``env``; compiled once, three-valued.
 
-``principal`` has ``roles`` and ``purposes`` (lists), ``client``, ``issuer`` and the claims that settings map; ``env`` has
-``hour``, ``minute``, ``weekday`` (Monday is 1) and ``date`` (``2026-01-31``) in the configured zone.
+``principal`` has ``roles``, ``purposes``, ``organizations`` and ``amr`` (lists), ``client``, ``issuer``, ``acr`` and the claims
+that settings map (``country`` too, where settings say an issuer's); ``env`` has ``hour``, ``minute``, ``weekday`` (Monday is 1) and
+``date`` (``2026-01-31``) in the configured zone, ``address``, ``auth_age`` (seconds since the person authenticated, missing where
+nobody says) and ``country`` (of the upstream's data).
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import cel
 
 from fhirshield.errors import ShieldError
 
-ENVIRONMENT = ("hour", "minute", "weekday", "date")
-PRINCIPAL = ("roles", "purposes", "client", "issuer")
+ENVIRONMENT = ("hour", "minute", "weekday", "date", "address", "auth_age", "country")
+PRINCIPAL = ("roles", "purposes", "client", "issuer", "organizations", "acr", "amr")
 _MEMBER = re.compile(r"\b(principal|env)\s*\.\s*([A-Za-z_][A-Za-z0-9_]*)")
 _MACRO = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_][A-Za-z0-9_]*)\s*,")
 _STRING = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'")

@@ -20,16 +20,26 @@ from fhirshield.fhir.operations import NEVER, OPERATIONS
 from fhirshield.fhir.subjects import has_subject
 from fhirshield.fhir.terminology import Terminology
 from fhirshield.fhir.v3 import RANKS, is_sensitivity
-from fhirshield.model import PLACEHOLDER, Generalize, Mask, Obligation, Opaque, Relationship, Remove
+from fhirshield.model import PLACEHOLDER, Emergency, Generalize, Mask, Obligation, Opaque, Relationship, Remove
 from fhirshield.policy.condition import Condition, ConditionError, compile_condition
 from fhirshield.policy.operations import check_fit, operation_of
-from fhirshield.policy.rule import INTERACTIONS, LINK, POLICY_TYPES, SECURITY, Clearance, Grant, Operation, Reveal, Rule, Rules, Who
+from fhirshield.policy.rule import (
+    INTERACTIONS,
+    LINK,
+    POLICY_TYPES,
+    READING,
+    SECURITY,
+    Authentication,
+    Clearance,
+    Grant,
+    Operation,
+    Reveal,
+    Rule,
+    Rules,
+    Who,
+)
 from fhirshield.policy.sensitivity import Row, Sensitivity, Source, compiled, read_list
 from fhirshield.settings import duration, size
-
-NOT_YET = {
-    "hard": "break-glass, which `hard` speaks of",
-}
 
 
 def load(path: Path) -> Rules:
@@ -66,7 +76,7 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
         except OperatorError as error:
             faults += error.faults
             continue
-        faults += _explain_not_yet(found, wrong)
+        faults += wrong
         rows = found.value.get("rules") if isinstance(found.value, dict) else None
         known = _terminology(found, name, faults, digest)
         for index, row in enumerate(rows if isinstance(rows, list) else ()):
@@ -216,16 +226,6 @@ def _place(fault: Fault) -> tuple[str, int]:
     return (file, int(line)) if line.isdigit() else (fault.where, 0)
 
 
-def _explain_not_yet(found: Document, faults: list[Fault]) -> list[Fault]:
-    result = []
-    for fault in faults:
-        name = fault.path.rpartition(".")[2]
-        if "unknown key" in fault.message and name in NOT_YET:
-            fault = Fault(fault.where, fault.path, f"{NOT_YET[name]} is not in this version", "remove the key")
-        result.append(fault)
-    return result
-
-
 def _rule(found: Document, index: int, row: Any, faults: list[Fault], known: Terminology) -> Rule:
     key: Key = ("rules", index)
     rule_id = row["id"]
@@ -237,6 +237,9 @@ def _rule(found: Document, index: int, row: Any, faults: list[Fault], known: Ter
     reveal = _reveal(found, (*key, "reveal"), row.get("reveal"), faults, disclosures)
     if "opaque" in row.get("allow", {}):
         disclosures.append(f"content that nothing looks into: {', '.join(row['allow']['opaque']['types'])}, and where it is kept")
+    if "authentication" in row["who"] and row.keys() & {"deny", "redact"}:
+        text = "a deny or a redaction holds however weakly a caller authenticated"
+        faults.append(found.fault((*key, "who", "authentication"), text, "give it a rule of its own, without `authentication`"))
     return Rule(
         id=rule_id,
         where=found.where(key),
@@ -248,8 +251,26 @@ def _rule(found: Document, index: int, row: Any, faults: list[Fault], known: Ter
         withheld=frozenset(withheld),
         disclosures=tuple(dict.fromkeys(disclosures)),
         reveal=reveal,
+        emergency=_emergency(found, (*key, "break_glass"), rule_id, row.get("break_glass"), faults),
+        lift=row.get("lift", ""),
         clearance=_clearance(found, (*key, "clearance"), row.get("clearance"), faults),
     )
+
+
+def _emergency(found: Document, key: Key, rule_id: str, row: Any, faults: list[Fault]) -> Emergency | None:
+    if row is None:
+        return None
+    for place, name in enumerate(row["resources"]):
+        if name != "*" and name not in resource_types():
+            faults.append(found.fault((*key, "resources", place), f"`{name}` is not a resource type of R4", "see its spelling"))
+    return Emergency(
+        rule_id, frozenset(row["resources"]), frozenset(row.get("interactions", READING)), frozenset(row["replaces"]),
+        duration(row["time"]), row["limit"], duration(row["per"]),
+    )  # fmt: skip
+
+
+GRADES = {"public": "L", "internal": "N", "sensitive": "R", "highly-sensitive": "V"}
+"""Grades of classification as ranks of confidentiality: the highest that each holds."""
 
 
 def _clearance(found: Document, key: Key, row: Any, faults: list[Fault]) -> Clearance | None:
@@ -259,7 +280,8 @@ def _clearance(found: Document, key: Key, row: Any, faults: list[Fault]) -> Clea
     for kind in sorted(kinds - {"*"}):
         if not is_sensitivity(kind):
             faults.append(found.fault((*key, "categories"), f"`{kind}` is no ActCode of sensitive information", _KINDS))
-    return Clearance(RANKS.index(row["confidentiality"]), kinds - {"*"}, "*" in kinds)
+    rank = row["confidentiality"] if "confidentiality" in row else GRADES[row["grade"]]
+    return Clearance(RANKS.index(rank), kinds - {"*"}, "*" in kinds)
 
 
 def _who(found: Document, key: Key, row: Any, faults: list[Fault]) -> Who:
@@ -278,7 +300,15 @@ def _who(found: Document, key: Key, row: Any, faults: list[Fault]) -> Who:
         frozenset(row["purposes"]) if "purposes" in row else None,
         conditions["when"],
         conditions["unless"],
+        _authentication(row.get("authentication")),
     )
+
+
+def _authentication(row: Any) -> Authentication | None:
+    if row is None:
+        return None
+    age = duration(row["max_age"]) if "max_age" in row else 0.0
+    return Authentication(tuple(row.get("acr", ())), frozenset(row.get("amr", ())), age)
 
 
 def _grant(found: Document, key: Key, row: Any, faults: list[Fault], known: Terminology) -> Grant | None:
@@ -299,7 +329,10 @@ def _grant(found: Document, key: Key, row: Any, faults: list[Fault], known: Term
         faults.append(found.fault((*key, "opaque"), "`opaque` goes with types, not with criteria", "give it a rule of its own"))
     passed = Opaque(frozenset(opaque["types"]), size(opaque["most"]) if "most" in opaque else 0) if opaque else None
     related = row.get("related", "")
-    return Grant(names, tuple(selectors), inputs, row.get("delete_unseen", False), operations, related, passed)
+    hard = row.get("hard", False)
+    if hard and not related:
+        faults.append(found.fault((*key, "hard"), "no emergency lifts a deny that is in no relationship", "remove it"))
+    return Grant(names, tuple(selectors), inputs, row.get("delete_unseen", False), operations, hard, related, passed)
 
 
 def _operation(found: Document, key: Key, row: Any, faults: list[Fault]) -> Operation:

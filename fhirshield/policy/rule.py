@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.v3 import ACT_CODE, RANKS, above
-from fhirshield.model import Labels, Obligation, Opaque, Relationship
+from fhirshield.model import Emergency, Labels, Obligation, Opaque, Principal, Relationship
 from fhirshield.policy.condition import Condition
 from fhirshield.policy.sensitivity import Sensitivity
 
@@ -21,6 +21,32 @@ LINK, SECURITY = "Patient.link", "meta.security"
 
 
 @dataclass(frozen=True, slots=True)
+class Authentication:
+    """How strongly, and how lately, a caller must have authenticated."""
+
+    acr: tuple[str, ...] = ()
+    """Any of these authentication context classes, the preferred first; empty for any at all."""
+    amr: frozenset[str] = frozenset()
+    """All of these methods."""
+    max_age: float = 0.0
+    """Seconds since then; 0 for any time."""
+
+    def holds(self, principal: Principal, now: float) -> bool:
+        """Whether a caller did; what a token does not say did not happen."""
+        if self.acr and principal.acr not in self.acr:
+            return False
+        lately = not self.max_age or (principal.auth_time > 0 and now - principal.auth_time <= self.max_age)
+        return lately and self.amr <= principal.amr
+
+    def challenge(self) -> str:
+        """What is asked for, in the words of RFC 9470 §3."""
+        parts = ['error="insufficient_user_authentication"', 'error_description="stronger or more recent authentication is needed"']
+        parts += [f'acr_values="{" ".join(self.acr)}"'] if self.acr else []
+        parts += [f'max_age="{int(self.max_age)}"'] if self.max_age else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
 class Who:
     """Whom a rule speaks of. ``None`` is everybody (roles) or any purpose, stated or not (purposes)."""
 
@@ -28,6 +54,7 @@ class Who:
     purposes: frozenset[str] | None
     when: Condition | None
     unless: Condition | None
+    authentication: Authentication | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +78,8 @@ class Grant:
     delete_unseen: bool = False
     """Deletes may hit a version, or parts of one, that the caller did not see."""
     operations: tuple[Operation, ...] = ()
+    hard: bool = False
+    """A deny in a relationship that no emergency lifts."""
     related: str = ""
     """The relationship to which an allow is limited, and in which a deny holds."""
     opaque: Opaque | None = None
@@ -110,6 +139,9 @@ class Rule:
     """What the rule lets out on purpose, for ``check`` to name."""
     reveal: Reveal | None = None
     clearance: Clearance | None = None
+    emergency: Emergency | None = None
+    lift: str = ""
+    """What its conditions wait for, in a word that a refusal may say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,10 @@ from fhirshield.model import Denial, Reason, Refused
 JSON_TYPES = frozenset({"application/fhir+json", "application/json", "text/json"})
 JSON_FORMATS = JSON_TYPES | {"json"}
 FORM = "application/x-www-form-urlencoded"
+BREAK_GLASS = "break-glass-reason"
+"""The header in which a caller states the reason for emergency access."""
 _ONCE = (
+    BREAK_GLASS,
     "dpop",
     "x-forwarded-for",
     "authorization",
@@ -145,6 +148,17 @@ def preferred_return(headers: Headers) -> Return:
         if name.strip().lower() == "return" and value.strip(' "') in set(Return):
             return Return(value.strip(' "'))
     return Return.REPRESENTATION
+
+
+_STATED = re.compile(r"[ -~]{10,300}\Z")
+
+
+def emergency(headers: Headers) -> str:
+    """The reason that is stated for emergency access; empty without one. Raises Refused where it is no reason."""
+    text = headers.get(BREAK_GLASS, "")
+    if BREAK_GLASS in headers and not _STATED.match(text):
+        raise malformed("`Break-Glass-Reason` states a reason in 10 to 300 printable characters of ASCII")
+    return text
 
 
 def is_asynchronous(headers: Headers) -> bool:

@@ -89,6 +89,8 @@ class Receiver:
             method=request.method,
             url=self._public_url + request.path.decode("latin-1"),
             habits=self._habits,
+            emergency=head.emergency(headers),
+            country=self._upstream.country,
         )
 
     def _headers(self, request: Request) -> head.Headers:

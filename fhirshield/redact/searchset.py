@@ -16,6 +16,7 @@ import msgspec
 from fhirshield.fhir.including import reached
 from fhirshield.fhir.interaction import Kind
 from fhirshield.fhir.json import encode
+from fhirshield.fhir.outcome import lifting
 from fhirshield.fhir.page import Target
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.search_parameters import RESULT_PARAMETERS
@@ -170,6 +171,9 @@ class Searchset:
             bundle["total"] = self._total
         bundle["link"] = links
         entries = [*self._entries, *self._included()]
+        if not entries and permit.lifts and permit.shape.total is not Total.ALONE:
+            issues = {"resourceType": "OperationOutcome", "issue": [lifting(code) for code in permit.lifts]}
+            entries = [{"resource": issues, "search": {"mode": "outcome"}}]
         if entries:
             bundle["entry"] = entries
         return View(200, (JSON,), encode(bundle), Reason.PERMITTED, self.tally)

@@ -21,7 +21,12 @@ _ONCE = {
     "redacted_elements": "Elements hidden in what was shown",
     "sent_bytes": "Bytes of bodies that left",
     "broken_answers": "Answers that did not leave whole",
+    "broken_glasses": "Emergency grants that were opened",
+    "withdrawn_answers": "Answers that were recorded and not released, since what they rested on changed",
 }
+
+
+_SEEN = {"break-glass": "broken_glasses", "not released": "withdrawn_answers"}
 
 
 class Metrics(Collector):
@@ -54,6 +59,8 @@ class Metrics(Collector):
         if entry["outcome"] == "sent":
             once["sent_bytes"] += entry["bytes"]
             once["broken_answers"] += not entry["complete"]
+        elif entry["outcome"] in _SEEN:
+            once[_SEEN[entry["outcome"]]] += 1
         elif "aggregated" in entry:
             for key, number in entry["aggregated"].items():
                 self._exchanges["", "", "", key.rpartition(" ")[2]] += number

@@ -191,7 +191,7 @@ def test_explain_and_the_served_answer_agree(rows: list[Any], principal: Any, re
     ruleset = RuleSet(loads(yaml.safe_dump({"rules": rows})))
     caller, held = principal_from(principal), stored(seed)
     outcome = Stage(ruleset).rehearse(caller, request, copy.deepcopy(held), NOW)
-    told = explain(ruleset, caller, outcome, held, NOW)
+    told = explain(ruleset, caller, outcome, held)
     assert told["decision"]["status"] == outcome.status
     if outcome.permit is None:
         return

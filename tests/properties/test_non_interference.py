@@ -22,7 +22,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.parts import count
-from tests.properties.pairs import CALLERS, RULES, Asked, Caller, body_of, play, requests, scripts
+from tests.properties import guarded
+from tests.properties.pairs import CALLERS, RULES, Asked, Caller, Event, body_of, play, requests, scripts
 from tests.simulators.server import Simulator
 from tests.tally import tally
 from tests.world import Reply, World, world
@@ -51,21 +52,25 @@ class Running:
 
     loop: asyncio.AbstractEventLoop
     here: World
+    callers: tuple[Caller, ...]
+    base: list[Event]
+    """What stands on both servers before their scripts."""
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+@pytest.fixture(scope="module", params=["rules", "circumstances"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     loop = asyncio.new_event_loop()
     folder: Path = tmp_path_factory.mktemp("pairs")
+    (folder / "list.csv").write_text(guarded.LIST)
+    by_rules = request.param == "rules"
+    rules, settings = (RULES, {"upstreams": [{"hidden_narrative": "drop"}]}) if by_rules else (guarded.RULES, guarded.SETTINGS)
 
     async def start(stack: contextlib.AsyncExitStack) -> World:
-        return await stack.enter_async_context(
-            world(folder, RULES, {"upstreams": [{"hidden_narrative": "drop"}]}, make=Simulator, page=3)
-        )
+        return await stack.enter_async_context(world(folder, rules, settings, make=Simulator, page=3))
 
     stack = contextlib.AsyncExitStack()
     here = loop.run_until_complete(start(stack))
-    yield Running(loop, here)
+    yield Running(loop, here, *((CALLERS, []) if by_rules else (guarded.CALLERS, guarded.BASE)))
     loop.run_until_complete(stack.aclose())
     loop.close()
 
@@ -116,7 +121,8 @@ async def one(here: World, token: str, asked: Asked) -> list[tuple[Any, ...]]:
 
 async def answers(here: World, caller: Caller, script: Any, sequence: list[Asked]) -> list[list[tuple[Any, ...]]]:
     play(here.store, script)
-    claims = {"patient": caller.patient} if caller.patient else {}
+    claims: dict[str, Any] = {"patient": caller.patient} if caller.patient else {}
+    claims["purpose_of_use"] = "TREAT"
     token = here.token(caller.scope, roles=[caller.role], **claims)
     return [await one(here, token, asked) for asked in sequence]
 
@@ -132,10 +138,12 @@ def test_servers_that_differ_in_what_is_hidden_answer_alike(running: Running) ->
     @given(st.integers(min_value=SEED, max_value=SEED + (1 << 40)))
     def pair(seed: int) -> None:
         rng = random.Random(seed)
-        caller = rng.choice(CALLERS)
+        caller = rng.choice(running.callers)
         first, second = scripts(rng, caller)
         sequence = requests(rng, ASKED)
-        one_side, other = (running.loop.run_until_complete(answers(running.here, caller, s, sequence)) for s in (first, second))
+        one_side, other = (
+            running.loop.run_until_complete(answers(running.here, caller, [*running.base, *s], sequence)) for s in (first, second)
+        )
         for asked, here, there in zip(sequence, one_side, other, strict=True):
             STATUSES.update(reply[0] for reply in here)
             assert here == there, (caller.role, asked, seed)

@@ -1,0 +1,73 @@
+"""Break-glass grants: for one caller, one patient and one reason, for a while, counted against a limit.
+
+They are kept in the shared state, so that every replica knows them; with that away, here, and counted by what this process
+granted: an emergency waits for no Redis, and a limit is never lifted by its loss.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+
+from fhirshield.errors import Unavailable
+from fhirshield.model import Denial, Emergency, Grant, Principal, Reason, Refused
+from fhirshield.state import ExpiringMap
+
+
+class Grants:
+    """Opens grants. ``digest`` hides in the shared state who asked for whom."""
+
+    def __init__(self, state: ExpiringMap, digest: Callable[[str], str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._state = state
+        self._digest = digest
+        self._clock = clock
+        self._here: dict[str, tuple[str, float]] = {}
+        self._given: dict[str, deque[float]] = {}
+
+    async def open(self, emergency: Emergency, principal: Principal, patient: str, reason: str) -> Grant:
+        """The grant for this patient: the one there is, else a new one. Raises Refused where the limit is reached."""
+        caller = f"{principal.issuer}\0{principal.subject}"
+        key = self._digest(f"break-glass {caller}\0{patient}\0{reason}\0{emergency.rule}")
+        try:
+            known = await self._state.get(key)
+            if known is not None:
+                return Grant(known.decode(), emergency, patient, reason, new=False)
+            identity = os.urandom(8).hex()
+            await self._count(emergency, self._digest(f"break-glass {caller}\0{emergency.rule}"))
+            await self._state.put(key, identity.encode(), emergency.seconds)
+        except Unavailable:
+            return self._locally(emergency, key, caller, patient, reason)
+        self._note(caller, emergency)
+        return Grant(identity, emergency, patient, reason, new=True)
+
+    async def _count(self, emergency: Emergency, caller: str) -> None:
+        """Take one of the places that a caller has within the window; each comes back by itself."""
+        for place in range(emergency.limit):
+            if await self._state.add(f"{caller} {place}", emergency.window):
+                return
+        raise Refused(_too_many(emergency))
+
+    def _locally(self, emergency: Emergency, key: str, caller: str, patient: str, reason: str) -> Grant:
+        now = self._clock()
+        known = self._here.get(key)
+        if known is not None and known[1] > now:
+            return Grant(known[0], emergency, patient, reason, new=False)
+        given = self._given.setdefault(f"{caller}\0{emergency.rule}", deque())
+        while given and given[0] <= now - emergency.window:
+            given.popleft()
+        if len(given) >= emergency.limit:
+            raise Refused(_too_many(emergency))
+        self._note(caller, emergency)
+        identity = os.urandom(8).hex()
+        self._here[key] = (identity, now + emergency.seconds)
+        return Grant(identity, emergency, patient, reason, new=True)
+
+    def _note(self, caller: str, emergency: Emergency) -> None:
+        self._given.setdefault(f"{caller}\0{emergency.rule}", deque(maxlen=1000)).append(self._clock())
+
+
+def _too_many(emergency: Emergency) -> Denial:
+    text = f"the glass was broken {emergency.limit} times by this caller within the time that the rule sets"
+    return Denial(403, Reason.BREAK_GLASS, "throttled", text, rule=emergency.rule)
