@@ -287,6 +287,9 @@ def _gatherer(
         kept = FhirServer(row.url, client, _credential(row.credential, ground.issuers))
         source = Reading(kept, settings.limits, forward_token=False)
     labelled = rules.sensitivity
+    if upstream.credential.forward and (rules.relationships or labelled):
+        text = "what labels and relationships rest on would be read as the caller, who may not see it"
+        raise OperatorError([Fault(settings.file, "upstreams.credential.forward", text, "give the shield a credential of its own")])
     asked = Asked(
         consents=consent is not None,
         max_age=consent.max_age if consent else 5.0,

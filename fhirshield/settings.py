@@ -432,10 +432,13 @@ def _check_consents(found: Document, settings: Settings) -> list[Fault]:
     if consent.lag >= consent.max_age:
         text = "searches may miss a Consent for longer than one may be old"
         faults.append(found.fault(("consent", "search_lag"), text, "raise `max_age` above it"))
+    if settings.state.redis and "keys" not in found.value:
+        text = "replicas would not know each other's marks: a revocation on one would not bind the others"
+        faults.append(found.fault(("state",), text, "give every replica the same `keys.file`"))
     for index, upstream in enumerate(settings.upstreams):
-        if consent.source is None and upstream.credential.forward:
-            text = "Consents would be read as the caller, who may not see them"
-            remedy = "name a `consent.source`, or give the shield a credential of its own"
+        if upstream.credential.forward:
+            text = "Consents, and whom they name, would be read as the caller, who may not see them"
+            remedy = "give the shield a credential of its own"
             faults.append(found.fault(("upstreams", index, "credential", "forward"), text, remedy))
     return faults
 

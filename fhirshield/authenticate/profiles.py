@@ -69,7 +69,7 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
         user,
         attributes,
     ]
-    facts += [sorted(organizations), sorted(identifiers), _walk(claims, "extensions.ihe_pcf.residual")]
+    facts += [sorted(organizations), sorted(identifiers), _walk(claims, "extensions.ihe_pcf")]
     facts += [claims.get(name) for name in ("acr", "amr", "auth_time", "break_glass_reason")]
     return Principal(
         issuer=issuer.name,
@@ -172,8 +172,10 @@ def _exchange(claims: dict[str, Any]) -> dict[str, Any]:
 
 def _residuals(claims: dict[str, Any], bases: tuple[str, ...]) -> tuple[Provision, ...]:
     """What the authorization server leaves to be enforced (``ihe_pcf``, IHE PCF, additions to ITI-71)."""
-    said = _walk(claims, "extensions.ihe_pcf.residual")
-    return () if said is None else residuals(said, bases)
+    extensions = claims.get("extensions")
+    if not isinstance(extensions, dict) or "ihe_pcf" not in extensions:
+        return ()
+    return residuals(extensions["ihe_pcf"], bases)
 
 
 def _coded(value: Any) -> set[str]:

@@ -41,6 +41,8 @@ class About:
         self.bases = bases
         self.facts = facts
         self._sensitivity = sensitivity
+        self.said: dict[Any, Any] = {}
+        """What provisions said of it."""
 
     @cached_property
     def labels(self) -> Labels | None:
@@ -75,6 +77,12 @@ class About:
             if values:
                 return frozenset(found) or None
         return None
+
+    @cached_property
+    def is_uncoded(self) -> bool:
+        """Whether its type says what a resource is of by a code, and it has none itself."""
+        known = search_parameter(self.type, "code")
+        return known is not None and known.type == "token" and not self.codes
 
     @cached_property
     def times(self) -> Times:

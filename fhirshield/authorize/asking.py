@@ -12,7 +12,7 @@ from typing import Any
 from fhirshield.fhir.consent import Actor, Provision
 from fhirshield.fhir.ordered import period_holds
 from fhirshield.fhir.reference import Literal, literal
-from fhirshield.fhir.v3 import TERMINOLOGY, is_a, purpose_code
+from fhirshield.fhir.v3 import TERMINOLOGY, above, is_a, purpose_code
 from fhirshield.model import Facts, Principal, Situation
 
 Answer = bool | None
@@ -82,40 +82,46 @@ class Asking:
 
     def _acts(self, provision: Provision, permits: bool) -> Answer:
         if not provision.actions:
-            return True
+            return None if "actions" in provision.vague else True
         certain, possible = ACTIONS[self.action]
         codes = {code for _, code in provision.actions}
-        return bool(codes & (certain if permits else possible))
+        if codes & (certain if permits else possible):
+            return True
+        unheard = bool(codes - _KNOWN_ACTIONS) or any(system not in {"", _ACTIONS} for system, _ in provision.actions)
+        return None if unheard or "actions" in provision.vague else False
 
     def _for_purpose(self, provision: Provision, permits: bool) -> Answer:
         """A permit must name each stated purpose itself; a deny covers what is a kind of what it names."""
         if not provision.purposes:
-            return True
+            return None if "purposes" in provision.vague else True
         if not self.purposes:
             return None
         named = {purpose_code(f"{system}|{code}" if system else code) for system, code in provision.purposes}
         if permits:
             return self.purposes <= named
-        return any(is_a(_REASON, mine, one) for mine in self.purposes for one in named)
+        if any(is_a(_REASON, mine, one) for mine in self.purposes for one in named):
+            return True
+        unheard = any(above(_REASON, one) is None for one in named | self.purposes)
+        return None if unheard or "purposes" in provision.vague else False
 
     # --- actors ---------------------------------------------------------------------------------------------------
 
     def _is_meant(self, provision: Provision, permits: bool) -> Answer:
         if not provision.actors:
             return True
-        return any_of(self._is(actor, permits) for actor in provision.actors)
+        return any_of(self.is_actor(actor, permits) for actor in provision.actors)
 
-    def _is(self, actor: Actor, permits: bool) -> Answer:
+    def is_actor(self, actor: Actor, permits: bool) -> Answer:
         """Whether the caller is an actor, as a recipient; one who takes part otherwise is not known to be meant."""
-        ways = [code for system, code in actor.roles if system in _ROLES]
-        functions = [(system, code) for system, code in actor.roles if system not in _ROLES]
+        ways = [code for system, code in actor.roles if _is_way(system, code)]
+        functions = [(system, code) for system, code in actor.roles if not _is_way(system, code)]
         if ways and not any(is_recipient(code) for code in ways):
             return None
         answers: list[Answer] = []
         if functions:
             answers.append(self._has_role(functions))
         if actor.reference is not None:
-            answers.append(self._is_one(actor.reference))
+            answers.append(self._is_one(actor.reference, permits))
         elif actor.identifier is not None:
             answers.append(self._is_identified(actor.identifier))
         elif actor.elsewhere or not functions:
@@ -127,14 +133,12 @@ class Asking:
         if any(code in roles or f"{system}|{code}" in roles for system, code in functions):
             return True
         codes = {code for role in self.facts.roles or () for code in _role_codes(role)}
-        if any(one in codes for one in functions):
-            return True
-        return False if roles else None
+        return True if any(one in codes for one in functions) else None
 
-    def _is_one(self, named: Literal) -> Answer:
+    def _is_one(self, named: Literal, permits: bool = True) -> Answer:
         user = self.user
         if named.type == "Organization":
-            return self._is_of(named)
+            return self._is_of(named, permits)
         if named.type in {"CareTeam", "Group"}:
             return self._is_member(named)
         if user is None:
@@ -167,14 +171,40 @@ class Asking:
                 found.add(str(named))
         return frozenset(found)
 
-    def _is_of(self, named: Literal) -> Answer:
+    def _is_of(self, named: Literal, permits: bool) -> Answer:
+        """Whether the caller acts for an organization; a deny holds for those who act for a part of it, too."""
         organizations = self._organizations()
         if str(named) in organizations:
             return True
+        if not permits and (part := self._is_part(organizations, named)) is not False:
+            return part
         if self.user is not None and self.user.type in {"Patient", "RelatedPerson"}:
             return False
         known = [one for one in organizations if literal(one) is not None]
         return False if known else None
+
+    def _is_part(self, organizations: frozenset[str], whole: Literal) -> Answer:
+        """Whether any of these is a part of an organization (``partOf``), as far as that was gathered."""
+        waiting = [one for text in organizations if (one := literal(text, self.bases)) is not None]
+        seen: set[Literal] = set()
+        found: Answer = False
+        while waiting:
+            current = waiting.pop()
+            seen.add(current)
+            if current not in self.facts.resources:
+                found = None
+                continue
+            part = self.facts.resources[current]
+            if part is None or "partOf" not in part:
+                continue
+            above_it = _names(part, "partOf", self.bases)
+            if above_it == whole:
+                return True
+            if above_it is None:
+                found = None
+            elif above_it not in seen:
+                waiting.append(above_it)
+        return found
 
     def _is_identified(self, identifier: tuple[str, str]) -> Answer:
         """Whether the caller, or its organization, is the one with an identifier; certain only with its system."""
@@ -211,9 +241,16 @@ class Asking:
 
 
 _REASON = TERMINOLOGY + "v3-ActReason"
+_ACTIONS = TERMINOLOGY + "consentaction"
+_KNOWN_ACTIONS = frozenset({"access", "collect", "correct", "disclose", "use"})
 _RECIPIENTS = frozenset(
     {"IRCP", "NOT", "PRCP", "REFB", "REFT", "TRC", "GRANTEE", "DELEGATEE", "irecip", "datacollector", "dataprocessor"}
 )
+
+
+def _is_way(system: str, code: str) -> bool:
+    """Whether a role says in which way one takes part."""
+    return system in _ROLES or (not system and is_recipient(code))
 
 
 def is_recipient(code: str) -> bool:

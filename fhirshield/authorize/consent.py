@@ -8,15 +8,17 @@ may then come out, the one that shows the least counts (``Decision`` is ordered 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from fhirshield.authorize.about import About
-from fhirshield.authorize.asking import Asking
+from fhirshield.authorize.asking import Asking, any_of
 from fhirshield.authorize.provision import matches_resource
 from fhirshield.fhir.consent import R5, Consent, Provision
+from fhirshield.fhir.ordered import EARLIEST, LATEST
 from fhirshield.fhir.v3 import ACT_REASON, is_a
 from fhirshield.policy.consent import ConsentPolicy, Decision, base
 
@@ -58,7 +60,7 @@ class Compiled:
     of_resource: bool
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def compiled(consent: Consent, policy: ConsentPolicy) -> Compiled:
     """A Consent under the operator's reading of policies; kept with the Consent."""
     meanings, fault = [], ""
@@ -75,7 +77,8 @@ def compiled(consent: Consent, policy: ConsentPolicy) -> Compiled:
             nodes = tuple(_nodes(root, _kind(root, consent, meanings), ()))
         except _Untyped as untyped:
             fault = f"`{untyped.args[0]}` says neither permit nor deny"
-    if root is None and all(meaning == "ignore" for meaning in meanings):
+    silent = root is None or (root.permits is None and not root.inner)
+    if silent and all(meaning == "ignore" for meaning in meanings):
         fault = fault or "it has neither a provision nor a policy that decides"
     return Compiled(consent, nodes, tuple(meanings), fault, any(node.of_resource for node in nodes))
 
@@ -96,20 +99,23 @@ def _kind(root: Provision, consent: Consent, meanings: list[str]) -> bool | None
     return None
 
 
-def _nodes(provision: Provision, permits: bool | None, more: tuple[Provision, ...]) -> Iterator[Node]:
-    """A provision and those of its kind in it, side by side; ``more`` are exceptions that it has besides its own."""
+def _nodes(provision: Provision, permits: bool | None, more: tuple[Node, ...]) -> Iterator[Node]:
+    """A provision and those of its kind in it, side by side; ``more`` are exceptions that it has besides its own.
+
+    Exceptions are shared by all that have them, and answered once for a resource: the work grows with what was written.
+    """
     inner = [_typed(one, permits) for one in provision.inner]
     if permits is None:  # it decides nothing itself: what stands in it does, with its attributes
         for one in inner:
             yield from _nodes(_merged(provision, one), one.permits, more)
         return
-    opposite = (*(one for one in inner if one.permits is not permits), *more)
-    exceptions = tuple(node for one in opposite for node in _nodes(one, one.permits, ()))
+    own = tuple(node for one in inner if one.permits is not permits for node in _nodes(one, one.permits, ()))
+    exceptions = (*own, *more)
     asks = _asks_resource(provision) or any(node.of_resource for node in exceptions)
     yield Node(provision, permits, asks, exceptions)
     for one in inner:
         if one.permits is permits:
-            yield from _nodes(_merged(provision, one), permits, opposite if permits else ())
+            yield from _nodes(_merged(provision, one), permits, exceptions if permits else ())
 
 
 def _typed(inner: Provision, outer: bool | None) -> Provision:
@@ -127,11 +133,12 @@ _ATTRIBUTES = ("period", "actors", "actions", "labels", "purposes", "classes", "
 def _merged(outer: Provision, inner: Provision) -> Provision:
     """A provision with the attributes of the one that it stands in, where it says nothing of its own."""
     own = {name: getattr(inner, name) or getattr(outer, name) for name in _ATTRIBUTES}
-    return replace(inner, **own, beyond=inner.beyond or outer.beyond)
+    return replace(inner, **own, beyond=inner.beyond or outer.beyond, vague=inner.vague | outer.vague)
 
 
 def _asks_resource(provision: Provision) -> bool:
-    return bool(provision.labels or provision.classes or provision.codes or provision.data_period or provision.data)
+    vague = provision.vague & {"labels", "classes", "codes"}
+    return bool(provision.labels or provision.classes or provision.codes or provision.data_period or provision.data or vague)
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------------
@@ -140,7 +147,7 @@ def _asks_resource(provision: Provision) -> bool:
 def decide(consents: Iterable[Consent], policy: ConsentPolicy, asking: Asking, about: About, *, implicit: bool = True) -> Said:
     """What all Consents of one patient say of a resource; the implicit policy where none decides."""
     said = [(consent, said_by(compiled(consent, policy), asking, about)) for consent in consents]
-    found = _recent(said) if policy.recent_wins else _strictest(said)
+    found = _recent(said, asking.now) if policy.recent_wins else _strictest(said)
     if found.decision is not SILENT or not implicit:
         return found
     return Said(base(policy.implicit, asking.purposes), f"no Consent, implicitly {policy.implicit}")
@@ -168,6 +175,13 @@ def said_by(compiled: Compiled, asking: Asking, about: About) -> Said:
 
 
 def _said_by(compiled: Compiled, asking: Asking, about: About) -> Said:
+    try:
+        return _decided(compiled, asking, about)
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        return Said(DENY, f"{compiled.consent.name}: cannot be decided ({type(error).__name__})", unsupported=True)
+
+
+def _decided(compiled: Compiled, asking: Asking, about: About) -> Said:
     consent = compiled.consent
     applied = applies(consent, asking)
     if applied is False:
@@ -178,12 +192,23 @@ def _said_by(compiled: Compiled, asking: Asking, about: About) -> Said:
     if decision is SILENT and compiled.meanings:
         decision = min((base(meaning, asking.purposes) for meaning in compiled.meanings if meaning != "ignore"), default=SILENT)
         path = "policy"
-    if applied is None:
+    if applied is None or not consent.verified:
         decision = min(decision, SILENT)
+    if decision is PERMIT and consent.grantees and any_of(asking.is_actor(one, True) for one in consent.grantees) is not True:
+        decision = SILENT
     return Said(decision, f"{consent.name} {path}") if decision is not SILENT else NOTHING
 
 
 def _answer(node: Node, asking: Asking, about: About) -> Said:
+    """What a provision says of a resource, worked out once."""
+    found = about.said.get(node)
+    if found is None:
+        found = about.said[node] = _worked_out(node, asking, about)
+    answer: Said = found
+    return answer
+
+
+def _worked_out(node: Node, asking: Asking, about: About) -> Said:
     """What a provision says: silent where it does not match, the worse of both where it may."""
     match = asking.matches(node.provision, node.permits)
     if match is not False:
@@ -211,17 +236,20 @@ def _strictest(said: list[tuple[Consent, Said]]) -> Said:
     return _strictest_of((one for _, one in said), NOTHING)
 
 
-def _recent(said: list[tuple[Consent, Said]]) -> Said:
-    """What the most recent Consent that decides says; of those without a date, a deny counts as the most recent."""
-    undated = _strictest([row for row in said if row[0].when is None])
-    if undated.decision is DENY:
-        return undated
-    dated = [row for row in said if row[0].when is not None]
-    for moment in sorted({consent.when for consent, _ in dated if consent.when is not None}, reverse=True):
-        found = _strictest([row for row in dated if row[0].when == moment])
-        if found.decision is not SILENT:
-            return found
-    return undated
+def _recent(said: list[tuple[Consent, Said]], now: dt.datetime) -> Said:
+    """What the most recent Consent that decides says; where a date leaves it open, a deny is as recent as may be, a permit as old.
+
+    A date is the span that it names; without one, or with one to come, it may be any time.
+    """
+    best: tuple[dt.datetime, int, Said] | None = None
+    for consent, answer in said:
+        if answer.decision is SILENT:
+            continue
+        low, high = consent.when if consent.when is not None and consent.when[0] <= now else (EARLIEST, LATEST)
+        row = (high, 1, answer) if answer.decision is DENY else (low, 0, answer)
+        if best is None or row[:2] > best[:2]:
+            best = row
+    return best[2] if best is not None else NOTHING
 
 
 def forbidden(residuals: Iterable[Provision], asking: Asking, about: About) -> str:

@@ -5,20 +5,29 @@ from __future__ import annotations
 from fhirshield.authorize.about import About
 from fhirshield.authorize.asking import Answer, all_of, any_of
 from fhirshield.fhir.consent import Data, Provision
+from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.ordered import LATEST
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.v3 import ACT_CODE, CONFIDENTIALITY, is_a, is_sensitivity, rank
 
-_TYPES = frozenset({"http://hl7.org/fhir/resource-types", "http://hl7.org/fhir/fhir-types"})
+_TYPES = "http://hl7.org/fhir/fhir-types"
+_BARE = frozenset({"Bundle", "Binary", "Parameters"})
+"""Types that are no DomainResource."""
+_GOING_ON = frozenset(
+    ("AllergyIntolerance", "CarePlan", "CareTeam", "Condition", "Coverage", "EpisodeOfCare", "FamilyMemberHistory", "Flag", "Goal")
+)
+"""Types that tell of what may go on after the time that they name."""
 
 
 def matches_resource(provision: Provision, permits: bool, about: About) -> Answer:
     """What it asks of the resource."""
     answers: list[Answer] = []
-    if provision.classes:
+    vague = provision.vague
+    if provision.classes or "classes" in vague:
         answers.append(_is_of_class(provision, about))
-    if provision.labels:
+    if provision.labels or "labels" in vague:
         answers.append(_permitted_labels(provision, about) if permits else _denied_labels(provision, about))
-    if provision.codes:
+    if provision.codes or "codes" in vague:
         answers.append(_permitted_codes(provision, about) if permits else _denied_codes(provision, about))
     if provision.data_period is not None:
         answers.append(_in_period(provision, permits, about))
@@ -29,11 +38,12 @@ def matches_resource(provision: Provision, permits: bool, about: About) -> Answe
 
 def _is_of_class(provision: Provision, about: About) -> Answer:
     """By resource type; by the type of a document where a code of one is named; other classes of content are not known here."""
-    found: Answer = False
+    found: Answer = None if "classes" in provision.vague else False
     for system, code in provision.classes:
-        if system in _TYPES or (not system and code[:1].isupper()):
-            if code == about.type:
+        if system == _TYPES or (not system and code[:1].isupper()):
+            if code in {about.type, "Resource"} or (code == "DomainResource" and about.type not in _BARE):
                 return True
+            found = found if code in resource_types() else None
         elif about.type in {"DocumentReference", "Composition", "DocumentManifest"} and about.codes is not None:
             if (system, code) in about.codes:
                 return True
@@ -47,16 +57,17 @@ def _is_of_class(provision: Provision, about: About) -> Answer:
 
 
 def _ranks(provision: Provision) -> list[int]:
-    found = (rank(code) for system, code in provision.labels if system == CONFIDENTIALITY)
+    found = (rank(code) for system, code in provision.labels if system in {CONFIDENTIALITY, ""})
     return [one for one in found if one is not None]
 
 
 def _kinds(provision: Provision) -> set[str]:
-    return {code for system, code in provision.labels if system == ACT_CODE and is_sensitivity(code)}
+    return {code for system, code in provision.labels if system in {ACT_CODE, ""} and is_sensitivity(code)}
 
 
 def _others(provision: Provision) -> set[tuple[str, str]]:
-    known = {(CONFIDENTIALITY, code) for code in "ULMNRV"} | {(ACT_CODE, code) for code in _kinds(provision)}
+    known = {(system, code) for system in (CONFIDENTIALITY, "") for code in "ULMNRV"}
+    known |= {(system, code) for system in (ACT_CODE, "") for code in _kinds(provision)}
     return set(provision.labels) - known
 
 
@@ -86,8 +97,19 @@ def _denied_labels(provision: Provision, about: About) -> Answer:
         answers.append(labels.rank >= min(ranks) if labels.rank is not None else None)
     if not labels.whole and _kinds(provision):
         answers.append(None)
-    answers.append(bool(_others(provision) & labels.stored))
+    answers.append(_is_labelled(_others(provision), labels.stored))
+    answers.append(None if "labels" in provision.vague else False)
     return any_of(answers)
+
+
+def _is_labelled(wanted: set[tuple[str, str]], stored: frozenset[tuple[str, str]]) -> Answer:
+    """Whether a resource carries one of these labels; one that stands without a system on either side may be it."""
+    if wanted & stored:
+        return True
+    if any(system in {CONFIDENTIALITY, ACT_CODE} and not (is_sensitivity(code) or rank(code)) for system, code in wanted):
+        return None  # a code of these systems that is not known here
+    same = {(a, b) for a, one in wanted for b, other in stored if one.casefold() == other.casefold() and "" in {a, b}}
+    return None if same else False
 
 
 # --- codes, times, instances ----------------------------------------------------------------------------------------------
@@ -102,10 +124,10 @@ def _permitted_codes(provision: Provision, about: About) -> Answer:
 
 def _denied_codes(provision: Provision, about: About) -> Answer:
     """A code that is named anywhere in it, whatever it says of the system; in words alone, who knows."""
-    codes = {code for _, code in provision.codes}
-    if any(code in codes for _, code in about.seen.codings):
+    codes = {code.casefold() for _, code in provision.codes}
+    if any(code.casefold() in codes for _, code in about.seen.codings):
         return True
-    return None if about.seen.worded else False
+    return None if about.seen.worded or about.is_uncoded or "codes" in provision.vague else False
 
 
 def _in_period(provision: Provision, permits: bool, about: About) -> Answer:
@@ -114,6 +136,8 @@ def _in_period(provision: Provision, permits: bool, about: About) -> Answer:
     if span is None or not span.known or not about.times or None in about.times:
         return None
     times = [time for time in about.times if time is not None]
+    if about.type in _GOING_ON and not permits:
+        times = [(low, LATEST) for low, _ in times]
     if permits:
         return all(span.low <= low and high <= span.high for low, high in times)
     return any(low <= span.high and span.low <= high for low, high in times)

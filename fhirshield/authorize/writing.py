@@ -43,8 +43,9 @@ class _Writer:
         self.patient = permit.principal.patient
         self.extensions = rules.modifier_extensions
         self.read_types = rules.read_types
+        self.asks_consents = rules.consent is not None
         action = "create" if self.interaction.kind is Kind.CREATE else "change"
-        self._written, self.seen = (
+        self.written, self.seen = (
             Circumstances(rules, self.stand.applied, permit.principal, permit.situation, how) for how in (action, "read")
         )
 
@@ -61,8 +62,7 @@ class _Writer:
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in self.found.allows:
             if allows(row, verb, resource):
-                refused = self._written.refuse(resource) if self.found.guarded else None
-                return Verdict(False, *refused) if refused else Verdict(True, Reason.PERMITTED, row.rule.id)
+                return Verdict(True, Reason.PERMITTED, row.rule.id)
         return Verdict(False, Reason.NO_RULE)
 
     def rows(self, images: list[Any]) -> Iterator[RuleRow]:
@@ -121,7 +121,7 @@ def draft(permit: Permit, stored: Stored, image: Any, rules: RuleSet) -> Draft |
         return _not_visible(str(error.args[0]))
     images = [one for one in (before, image) if one is not None]
     denial = _outside(writer, image, creates=creates) if image is not None else None
-    denial = denial or _inputs(writer, before, image, images) or _seen_whole(writer, images)
+    denial = denial or _inputs(writer, before, image, images) or _seen_whole(writer, images) or _whose(writer, image)
     if denial is not None:
         return denial
     patients: set[str] = set()
@@ -149,6 +149,16 @@ def _outside(writer: _Writer, image: Any, *, creates: bool) -> Denial | None:
             rule = found.withheld_by or (denied.rule.id if denied else "")
             return _forbidden(writer, Verdict(False, Reason.DENIED_BY_RULE, rule))
     return None
+
+
+def _whose(writer: _Writer, image: Any) -> Denial | None:
+    """A Consent that is to be enforced names its patient by a reference that is known here: else it would bind nobody."""
+    if image is None or image["resourceType"] != "Consent" or not writer.asks_consents:
+        return None
+    if image.get("status") != "active" or patients_of(image, writer.stand.bases):
+        return None
+    text = "an active Consent names its patient by a reference that this server knows: `Patient/id`"
+    return Denial(422, Reason.MALFORMED_REQUEST, "business-rule", text, expression=("Consent.patient",))
 
 
 def _forbidden(writer: _Writer, verdict: Verdict) -> Denial:
@@ -259,6 +269,10 @@ def endorse(permit: Permit, drafted: Draft, seen: Mapping[Literal, Any], rules: 
         resource = seen.get(literal)
         if resource is None or not _may_refer(writer, resource):
             return _not_visible(place)
+    images = [one for one in (drafted.writing.stored, drafted.writing.image) if one is not None]
+    refused = next((no for one in images if (no := writer.written.refuse(one))), None) if writer.found.guarded else None
+    if refused is not None:  # last: what is named and hidden answers like what is absent
+        return _forbidden(writer, Verdict(False, *refused))
     return replace(permit, writing=drafted.writing)
 
 

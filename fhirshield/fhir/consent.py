@@ -7,7 +7,7 @@ place for makes it Unsupported: it is never left out in silence.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -16,7 +16,7 @@ from typing import Any
 from fhirshield.errors import ShieldError
 from fhirshield.fhir.ordered import EARLIEST, LATEST, date_span
 from fhirshield.fhir.reference import Literal, literal
-from fhirshield.fhir.v3 import system_of
+from fhirshield.fhir.v3 import TERMINOLOGY, system_of
 
 Code = tuple[str, str]
 """(system, code); the system is empty where none is given."""
@@ -79,7 +79,9 @@ class Provision:
     data_period: Span | None = None
     data: tuple[Data, ...] = ()
     beyond: bool = False
-    """It asks for something that cannot be known here (R5 ``expression``, a concept in words alone)."""
+    """It asks for something that cannot be known here (R5 ``expression``)."""
+    vague: frozenset[str] = frozenset()
+    """Attributes of which some value is in words alone: what their codes do not match may be meant all the same."""
     inner: tuple[Provision, ...] = ()
 
 
@@ -96,12 +98,17 @@ class Consent:
     """It is about privacy: scope and category say so, or say nothing else."""
     research: bool
     """It is about research alone."""
-    when: dt.datetime | None
+    when: tuple[dt.datetime, dt.datetime] | None
+    """The span that its date names."""
     period: Span | None
     """When it holds: its own period in R5, that of its first provision in R4."""
     policies: tuple[str, ...]
     """URIs of policies, and codes of a policy rule (``system|code``)."""
     root: Provision | None
+    verified: bool = True
+    """Not where it says that it was not verified."""
+    grantees: tuple[Actor, ...] = ()
+    """To whom it grants what it permits (R5)."""
 
     @property
     def name(self) -> str:
@@ -138,6 +145,8 @@ def patient_of(resource: Any, bases: tuple[str, ...]) -> str:
 def parse(resource: Any, bases: tuple[str, ...]) -> Consent:
     """A Consent as a tree. ``bases`` are the URLs under which references name what is known here. Raises Unsupported."""
     release = release_of(resource)
+    if _holds_null(resource):
+        raise Unsupported("holds null where a value should be")
     _validate(resource, release)
     if _anywhere(resource, "modifierExtension") or resource.get("implicitRules"):
         raise Unsupported("a modifier extension or implicit rules change what it means")
@@ -145,27 +154,49 @@ def parse(resource: Any, bases: tuple[str, ...]) -> Consent:
     root = _root_r5(reader, resource) if release == R5 else _root_r4(reader, resource)
     period = _span((resource if release == R5 else resource.get("provision", {})).get("period"))
     moment = date_span(str(resource.get("date" if release == R5 else "dateTime", "")))
-    scopes = {code for _, code in _concept_codes([resource["scope"]])} if release == R4 else set()
-    categories = {code for _, code in _concept_codes(resource.get("category", []))}
+    scopes = _concept_codes([resource["scope"]]) if release == R4 else []
+    categories = [_concept_codes([concept]) for concept in resource.get("category", [])]
+    verifications = resource.get("verification", [])
     return Consent(
         id=str(resource.get("id", "")),
         version=str(resource.get("meta", {}).get("versionId", "")),
         release=release,
         patient=patient_of(resource, bases),
         active=resource.get("status") == "active",
-        private=not (scopes & _OTHER_SCOPES) and not (categories and categories <= _DIRECTIVES),
-        research=bool(scopes) and scopes <= {"research"},
-        when=moment[0] if moment else None,
+        private=not _all_of(scopes, _OTHER_SCOPES) and not (categories and all(_all_of(one, _DIRECTIVES) for one in categories)),
+        research=_all_of(scopes, _RESEARCH),
+        when=moment,
         period=period,
         policies=tuple(_policies(resource)),
         root=root,
+        verified=all(row.get("verified") is not False for row in verifications),
+        grantees=tuple(reader.actor({"reference": one}) for one in resource.get("grantee", [])) if release == R5 else (),
     )
 
 
-_OTHER_SCOPES = {"adr", "treatment"}
-"""Advance directives and consents to a treatment (code system consentscope) say nothing of who may see what."""
-_DIRECTIVES = {"acd", "dnr", "emrgonly", "hcd", "polst"}
-"""Categories (code system consentcategorycodes) of directives about care."""
+_SCOPES, _CATEGORIES = TERMINOLOGY + "consentscope", TERMINOLOGY + "consentcategorycodes"
+_OTHER_SCOPES = {(_SCOPES, "adr"), (_SCOPES, "treatment")}
+"""Advance directives and consents to a treatment say nothing of who may see what."""
+_RESEARCH = {(_SCOPES, "research")}
+_DIRECTIVES = {(_CATEGORIES, code) for code in ("acd", "dnr", "hcd", "polst")}
+"""Categories of directives about care."""
+
+
+def _all_of(codes: list[Code], known: set[Code]) -> bool:
+    return bool(codes) and set(codes) <= known
+
+
+def _holds_null(node: Any) -> bool:
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current is None:
+            return True
+        if type(current) is dict:
+            waiting.extend(current.values())
+        elif type(current) is list:
+            waiting.extend(current)
+    return False
 
 
 def _validate(resource: Any, release: str) -> None:
@@ -226,7 +257,7 @@ def _span(period: Any) -> Span | None:
         return None
     low = date_span(str(period["start"])) if "start" in period else (EARLIEST, EARLIEST)
     high = date_span(str(period["end"])) if "end" in period else (LATEST, LATEST)
-    if "_start" in period or "_end" in period or low is None or high is None:
+    if "_start" in period or "_end" in period or low is None or high is None or low[0] > high[1]:
         return Span(known=False)
     return Span(low[0], high[1])
 
@@ -244,6 +275,21 @@ def _root_r5(reader: _Reader, resource: Any) -> Provision:
     return Provision("Consent.decision", None if decision is None else decision == "permit", inner=inner)
 
 
+_ATTRIBUTES = {
+    "securityLabel": "labels",
+    "purpose": "purposes",
+    "class": "classes",
+    "resourceType": "classes",
+    "documentType": "classes",
+}
+
+
+def _is_worded(concept: Any) -> bool:
+    """Whether a concept, or a coding of it, has no code."""
+    codings = concept.get("coding", [])
+    return not codings or len(_codes(codings)) < len(codings)
+
+
 class _Reader:
     """Reads provisions, of both releases."""
 
@@ -257,16 +303,16 @@ class _Reader:
             raise Unsupported(f"more than {MOST_PROVISIONS} provisions")
         kind = row.get("type")
         actions, codes = row.get("action", []), row.get("code", [])
-        worded = any(not _concept_codes([concept]) for concept in (*actions, *codes))
         lists = {name: row.get(name, []) for name in ("securityLabel", "purpose", "class", "resourceType", "documentType")}
-        bare = any(len(_codes(codings)) < len(codings) for codings in lists.values())
+        vague = {_ATTRIBUTES[name] for name, codings in lists.items() if len(_codes(codings)) < len(codings)}
+        vague |= {name for name, concepts in (("actions", actions), ("codes", codes)) if any(map(_is_worded, concepts))}
         if kind not in {None, "permit", "deny"}:
             raise Unsupported(f"`{path}.type` is neither permit nor deny")
         return Provision(
             path=path,
             permits=None if kind is None else kind == "permit",
             period=_span(row.get("period")) if nested else None,
-            actors=tuple(self._actor(one) for one in row.get("actor", [])),
+            actors=tuple(self.actor(one) for one in row.get("actor", [])),
             actions=tuple(_concept_codes(actions)),
             labels=tuple(_codes(lists["securityLabel"])),
             purposes=tuple(_codes(lists["purpose"])),
@@ -274,19 +320,22 @@ class _Reader:
             codes=tuple(_concept_codes(codes)),
             data_period=_span(row.get("dataPeriod")),
             data=tuple(self._data(one) for one in row.get("data", [])),
-            beyond="expression" in row or worded or bare,
+            beyond="expression" in row,
+            vague=frozenset(vague),
             inner=tuple(
                 self.provision(one, f"{path}.provision[{place}]", nested=True) for place, one in enumerate(row.get("provision", []))
             ),
         )
 
-    def _actor(self, row: Any) -> Actor:
+    def actor(self, row: Any) -> Actor:
+        """Whom a row means."""
         reference = row.get("reference")
         identifier = reference.get("identifier") if reference else None
         named = literal(reference.get("reference"), self._bases) if reference else None
         known = (str(identifier.get("system", "")), str(identifier["value"])) if identifier and "value" in identifier else None
         elsewhere = reference is not None and named is None and known is None
-        return Actor(tuple(_concept_codes([row["role"]])) if "role" in row else (), named, known, elsewhere)
+        roles = tuple(_concept_codes([row["role"]])) or (("", ""),) if "role" in row else ()
+        return Actor(roles, named, known, elsewhere)
 
     def _data(self, row: Any) -> Data:
         return Data(str(row["meaning"]), literal(row["reference"].get("reference"), self._bases))
@@ -295,32 +344,61 @@ class _Reader:
 # --- in tokens ------------------------------------------------------------------------------------------------------------
 
 _RESIDUAL = {"type", "securityLabel", "dataPeriod", "data"}
+_MEANINGS = {"instance", "related", "dependents", "authoredby"}
 
 
-def residuals(rows: Any, bases: tuple[str, ...]) -> tuple[Provision, ...]:
-    """The residual rules of a token (IHE PCF): what cannot be read forbids, whatever it was meant to."""
+def residuals(said: Any, bases: tuple[str, ...]) -> tuple[Provision, ...]:
+    """The residual rules of a token's ``ihe_pcf`` (IHE PCF): what cannot be read forbids, whatever it was meant to."""
+    everything = (Provision("ihe_pcf", permits=False),)
+    if type(said) is not dict or said.keys() - {"patient_id", "doc_id", "acp", "residual"}:
+        return everything
+    rows = said.get("residual", [])
+    if type(rows) is not list:
+        return everything
     reader = _Reader(bases)
-    return tuple(_residual(reader, row, place) for place, row in enumerate(rows if type(rows) is list else [rows]))
+    return tuple(_residual(reader, row, place) for place, row in enumerate(rows))
 
 
 def _residual(reader: _Reader, row: Any, place: int) -> Provision:
     path = f"ihe_pcf.residual[{place}]"
     if type(row) is not dict or row.get("type") not in {"permit", "forbid"}:
         return Provision(path, permits=False)
-    spans = row.get("dataPeriod")
-    said = {name: value for name, value in row.items() if name in {"securityLabel"} and type(value) is list}
-    said |= {"dataPeriod": spans[0] if type(spans) is list and len(spans) == 1 else spans} if spans is not None else {}
-    said |= {"data": [_plain(one) for one in row["data"]]} if type(row.get("data")) is list else {}
-    try:
-        made = reader.provision({**said, "type": "permit" if row["type"] == "permit" else "deny"}, path, nested=True)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return Provision(path, permits=False)
-    if row.keys() & _RESIDUAL != said.keys() | {"type"}:
-        return Provision(path, permits=False)
-    return replace(made, beyond=made.beyond or bool(row.keys() - _RESIDUAL))
+    made: dict[str, Any] = {"type": "permit" if row["type"] == "permit" else "deny"}
+    for name in row.keys() & (_RESIDUAL - {"type"}):
+        value = _READ[name](row[name])
+        if value is None:
+            return Provision(path, permits=False)
+        made[name] = value
+    provision = reader.provision(made, path, nested=True)
+    return replace(provision, beyond=provision.beyond or bool(row.keys() - _RESIDUAL))
 
 
-def _plain(row: Any) -> Any:
+def _read_labels(value: Any) -> Any:
+    whole = type(value) is list and value and all(type(one) is dict and _text(one.get("code")) for one in value)
+    return [{"system": str(one.get("system", "")), "code": one["code"]} for one in value] if whole else None
+
+
+def _read_period(value: Any) -> Any:
+    value = value[0] if type(value) is list and len(value) == 1 else value
+    whole = type(value) is dict and value and value.keys() <= {"start", "end"} and all(map(_text, value.values()))
+    return value if whole and (span := _span(value)) is not None and span.known else None
+
+
+def _read_data(value: Any) -> Any:
     """References come as text, too (the examples of IHE PCF)."""
-    reference = row["reference"]
-    return {"meaning": row["meaning"], "reference": {"reference": reference} if type(reference) is str else reference}
+    rows = value if type(value) is list else []
+    found = []
+    for row in rows:
+        reference = row.get("reference") if type(row) is dict else None
+        text = reference.get("reference") if type(reference) is dict else reference
+        if type(row) is not dict or row.get("meaning") not in _MEANINGS or not _text(text):
+            return None
+        found.append({"meaning": row["meaning"], "reference": {"reference": text}})
+    return found or None
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str and bool(value)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {"securityLabel": _read_labels, "dataPeriod": _read_period, "data": _read_data}

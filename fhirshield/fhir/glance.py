@@ -43,14 +43,23 @@ def glance(resource: Any) -> Glance:
         text = node.get("reference")
         if type(text) is str:
             references.add(text)
-        if not worded and "text" in node and "coding" not in node and type(node["text"]) is str:
-            worded = True
+        if not worded:
+            worded = _is_worded(node)
         for name, value in node.items():
             if name == "meta" and type(value) is dict:
                 security |= _labels(value.get("security"))
             elif type(value) is dict or type(value) is list:
                 waiting.append(value)
+            elif name == "valueCode" and type(value) is str:
+                codings.add(("", value))
     return Glance(frozenset(codings), frozenset(references), frozenset(security), worded)
+
+
+def _is_worded(node: Any) -> bool:
+    """Whether an object is a concept in words alone, or a coding without its code."""
+    if type(node.get("text")) is str and not node.get("coding"):
+        return True
+    return "code" not in node and "value" not in node and "display" in node and "reference" not in node and "identifier" not in node
 
 
 def _labels(codings: Any) -> set[Code]:

@@ -74,29 +74,66 @@ def patients_of(resource: Any, bases: tuple[str, ...]) -> Patients | None:
     return frozenset(found) if found else None
 
 
-_ENVELOPES = frozenset({"Bundle", "Parameters", "OperationOutcome"})
-"""What these hold is looked at by itself."""
+_HOLDING = {"Bundle": "entry", "Parameters": "parameter"}
+"""Types that hold others, and in which element."""
 
 
 def people_of(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], Patients | None]) -> Patients | None:
     """All whose data a resource is, so that each of them has to permit; None where that cannot be known.
 
-    Unlike ``patients_of`` this answers for types without a subject, too: nobody for Practitioner and the like, the owner of a
-    Device, whoever the targets of a Provenance are about (``look`` tells), all whom anything else names.
+    Unlike ``patients_of`` this answers for types without a subject, too: nobody for Practitioner and the like, unless they name or
+    contain a patient all the same; the owner of a Device, whoever the targets of a Provenance are about (``look`` tells), all
+    whom a Bundle's resources are about, all whom anything else names.
     """
     kind = resource.get("resourceType")
     if has_subject(kind):
         return patients_of(resource, bases)
-    if kind in _ENVELOPES or is_about_nobody(kind):
+    if kind == "OperationOutcome":
         return frozenset()
-    if kind == "Device" and "patient" not in resource and "_patient" not in resource:
-        return frozenset()
+    named = _patients_named(resource, bases)
+    if kind in _HOLDING:
+        return _held(resource, bases, look, named)
+    if _contains_patient(resource):
+        return None
+    if is_about_nobody(kind) or (kind == "Device" and "patient" not in resource and "_patient" not in resource):
+        return named
     if kind == "Provenance":
         targets = [_target(one, bases) for one in resource.get("target") or ()]
         people = [None if one is None else frozenset((one.id,)) if one.type == "Patient" else look(one) for one in targets]
-        return frozenset().union(*(one or () for one in people)) if people and None not in people else None
-    named = {one.id for text in glance(resource).references if (one := literal(text, bases)) is not None and one.type == "Patient"}
-    return frozenset(named) or None
+        return named.union(*(one or () for one in people)) if people and None not in people else None
+    if kind == "Group" and any(_target(row.get("entity"), bases) is None for row in _rows(resource, "member")):
+        return None
+    return named or None
+
+
+def _patients_named(resource: Any, bases: tuple[str, ...]) -> Patients:
+    texts = glance(resource).references
+    return frozenset(one.id for text in texts if (one := literal(text, bases)) is not None and one.type == "Patient")
+
+
+def _contains_patient(resource: Any) -> bool:
+    return any(one.get("resourceType") == "Patient" for one in _rows(resource, "contained"))
+
+
+def _rows(resource: Any, name: str) -> list[Any]:
+    value = resource.get(name)
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _held(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], Patients | None], named: Patients) -> Patients | None:
+    """All whom what is held is about; None where nothing is, or where any of it is not known."""
+    waiting, found, known = _rows(resource, _HOLDING[resource["resourceType"]]), set(named), bool(named)
+    while waiting:
+        row = waiting.pop()
+        waiting += _rows(row, "part")
+        inner = row.get("resource")
+        if isinstance(inner, dict):
+            people = people_of(inner, bases, look)
+            if people is None:
+                return None
+            found |= people
+            known = True
+    return frozenset(found) if known else None
 
 
 def targets_of(resource: Any, bases: tuple[str, ...]) -> list[Literal]:

@@ -30,6 +30,10 @@ _ALIASES = {
     "http://hl7.org/fhir/v3/Confidentiality": CONFIDENTIALITY,
     "urn:oid:2.16.840.1.113883.5.25": CONFIDENTIALITY,
     "2.16.840.1.113883.5.25": CONFIDENTIALITY,
+    "http://hl7.org/fhir/v3/ParticipationType": TERMINOLOGY + "v3-ParticipationType",
+    "urn:oid:2.16.840.1.113883.5.90": TERMINOLOGY + "v3-ParticipationType",
+    "2.16.840.1.113883.5.90": TERMINOLOGY + "v3-ParticipationType",
+    "http://hl7.org/fhir/resource-types": "http://hl7.org/fhir/fhir-types",
     TERMINOLOGY + "v3-ActUSPrivacyLaw": ACT_CODE,
 }
 """Other names of these systems; 42CFRPart2 stands in ActCode and in a system of its own."""

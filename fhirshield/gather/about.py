@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fhirshield.errors import Unavailable
+from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.consent import Consent, Unsupported, parse, patient_of
 from fhirshield.fhir.glance import glance
 from fhirshield.fhir.ordered import date_span, period_holds
@@ -29,6 +31,10 @@ from fhirshield.state.epochs import Epochs
 
 AT_ONCE = 500
 """Consents of a page."""
+MOST_TREES = 4096
+"""Consents that are kept parsed."""
+MOST_PARTS = 5
+"""Levels of organizations that are parts of others."""
 MOST_SOURCES = 500
 """Resources that one answer's labels may rest on."""
 _MEMBERS = frozenset({"CareTeam", "Group", "PractitionerRole"})
@@ -97,12 +103,13 @@ class AboutAnswer:
         }
         self._relations = Relations(upstream, kept)
         self._relating = frozenset().union(*(one.types for one in asked.relationships))
+        self._trees: dict[bytes, Consent] = {}
         self.troubles: dict[str, str] = {}
         """Consents that cannot be enforced, by name: why. For the operator."""
 
     def mark(self, key: str) -> str:
-        """The name of what is kept of a patient or another resource: ``Patient/1`` -> a digest."""
-        return self._digest(f"{self._upstream.server.url} {key}")
+        """The name of what is kept of a patient or another resource: ``Patient/1`` -> a digest; one for all that share a source."""
+        return self._digest(f"{self._source.server.url} {key}")
 
     def _marks_of(self, key: str) -> tuple[str, ...]:
         return (self.mark(key),)
@@ -260,9 +267,7 @@ class AboutAnswer:
     ) -> tuple[dict[str, list[Consent]], dict[str, list[str]]]:
         """All Consents of these patients, and what cannot be read of them, by patient."""
         bases = (*permit.situation.bases, self._source.server.url)
-        named = [f"Patient/{one}" for one in patients]
-        if self._source is not self._upstream:
-            named += [f"{self._upstream.server.url}/Patient/{one}" for one in patients]
+        named = [f"{base}Patient/{one}" for base in ("", *(f"{url}/" for url in dict.fromkeys(bases))) for one in patients]
         query = (("patient", ",".join(named)), ("status", "active"), ("_count", str(AT_ONCE)))
         known: dict[str, list[Consent]] = {one: [] for one in patients}
         faults: dict[str, list[str]] = {one: [] for one in patients}
@@ -275,15 +280,25 @@ class AboutAnswer:
             if patient and patient not in known:
                 continue  # the source took the parameter more widely than it is meant
             try:
-                consent = parse(resource, bases)
-                known[patient].append(consent)
-            except (Unsupported, KeyError) as error:
+                known[patient].append(self._parsed(resource, bases))
+            except (Unsupported, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
                 name = f"Consent/{resource.get('id', '')}"
-                why = str(error) if isinstance(error, Unsupported) else "it names no patient here"
+                why = str(error) if isinstance(error, Unsupported) else "it names no patient here, or has another shape"
                 self.troubles[name] = why
                 for one in [patient] if patient else patients:
                     faults[one].append(f"{name}: {why}")
         return known, faults
+
+    def _parsed(self, resource: Any, bases: tuple[str, ...]) -> Consent:
+        """A Consent as a tree: the same one while it says the same, so that what is compiled of it stays. Raises Unsupported."""
+        key = hashlib.sha256(fhir_json.encode([resource, bases])).digest()
+        found = self._trees.get(key)
+        if found is None:
+            found = parse(resource, bases)
+            if len(self._trees) >= MOST_TREES:
+                self._trees.clear()
+            self._trees[key] = found
+        return found
 
     async def _search(self, permit: Permit, name: str, query: tuple[tuple[str, str], ...], counts: Counts) -> list[Any]:
         """Ask the source; one that does not answer is asked again by everybody before anything is decided."""
@@ -309,15 +324,38 @@ class AboutAnswer:
             named.add(user)
         wanted = sorted((one for one in named - facts.resources.keys() if one.type != "PractitionerRole" or one == user), key=str)
         if wanted:
-
-            async def fetch(keys: Sequence[str]) -> Mapping[str, Any]:
-                found = await self._named(permit, [one for one in wanted if str(one) in keys], counts)
-                return {key: found.get(one) for one in wanted if (key := str(one)) in keys}
-
-            kept = await self._members.of([str(one) for one in wanted], facts, fetch)
-            facts.resources.update({one: kept[str(one)] for one in wanted})
+            facts.resources.update(await self._gathered(permit, wanted, counts))
+        if any(actor.reference is not None and actor.reference.type == "Organization" for actor in actors):
+            await self._parts(permit, counts)
         if roles and facts.roles is None and user is not None and user.type == "Practitioner":
             facts.roles = await self._own_roles(permit, user, counts)
+
+    async def _parts(self, permit: Permit, counts: Counts) -> None:
+        """The organizations for which the caller acts, and those of which they are parts."""
+        facts, bases = permit.situation.facts, permit.situation.bases
+        if facts.roles is None and (user := literal(permit.principal.fhir_user)) is not None and user.type == "Practitioner":
+            facts.roles = await self._own_roles(permit, user, counts)
+        waiting = {one for text in permit.principal.organizations if (one := literal(text)) is not None}
+        waiting |= {one for role in facts.roles or () if (one := _names(role.get("organization"), bases)) is not None}
+        for _ in range(MOST_PARTS):
+            waiting -= facts.resources.keys()
+            if not waiting:
+                return
+            found = await self._gathered(permit, sorted(waiting, key=str), counts)
+            facts.resources.update(found)
+            waiting = {
+                one for part in found.values() if part is not None and (one := _names(part.get("partOf"), bases)) is not None
+            }
+
+    async def _gathered(self, permit: Permit, wanted: list[Literal], counts: Counts) -> dict[Literal, Any]:
+        """Those of these that are there, None for the others; kept while they are fresh."""
+
+        async def fetch(keys: Sequence[str]) -> Mapping[str, Any]:
+            found = await self._named(permit, [one for one in wanted if str(one) in keys], counts)
+            return {key: found.get(one) for one in wanted if (key := str(one)) in keys}
+
+        kept = await self._members.of([str(one) for one in wanted], permit.situation.facts, fetch)
+        return {one: kept[str(one)] for one in wanted}
 
     async def _own_roles(self, permit: Permit, user: Literal, counts: Counts) -> tuple[Any, ...]:
         situation = permit.situation
@@ -370,7 +408,7 @@ class AboutAnswer:
             elif kind == "Patient" and "link" in image:
                 ids = {identity, *_links(image, bases)} - {None}
                 found |= {self.mark(f"Patient/{one}") for one in ids}
-            elif kind in _MEMBERS and type(identity) is str:
+            elif kind in _MEMBERS | {"Organization"} and type(identity) is str:
                 found.add(self.mark(f"{kind}/{identity}"))
             if kind == "PractitionerRole":
                 practitioner = _names(image.get("practitioner"), bases)
@@ -420,7 +458,8 @@ def _all_within(resource: Any) -> Iterable[Any]:
             continue
         yield node
         contained = node.get("contained")
-        waiting.extend(one for one in contained if _is_of_somebody(one)) if type(contained) is list else None
+        if type(contained) is list:
+            waiting.extend(one for one in contained if _is_of_somebody(one))
         kind = node["resourceType"]
         rows = node.get({"Bundle": "entry", "Parameters": "parameter"}.get(kind, ""))
         waiting.extend(_held(rows))

@@ -62,6 +62,11 @@ def _actor(text: str) -> dict[str, Any]:
     return {"role": {"coding": [{"system": PART, "code": role}]}, "reference": reference}
 
 
+def scope(code: str) -> dict[str, Any]:
+    """A scope of a Consent."""
+    return {"coding": [{"system": TERM + "consentscope", "code": code}]}
+
+
 def consent(identity: str, patient: str, root: dict[str, Any] | None, **over: Any) -> dict[str, Any]:
     """An active privacy Consent of R4."""
     made: dict[str, Any] = {

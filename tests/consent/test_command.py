@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fhirshield.cli import main
-from tests.consent.material import consent, provision
+from tests.consent.material import consent, provision, scope
 
 OPEN: dict[str, Any] = {"rules": [{"id": "open", "who": {"roles": ["*"]}, "allow": {"interactions": ["*"], "resources": ["*"]}}]}
 SETTINGS: dict[str, Any] = {
@@ -41,7 +41,7 @@ def files(folder: Path, **content: Any) -> None:
         (consent("c", "p", provision("permit", provision("permit"))), ["dead"]),
         (consent("c", "p", provision("permit", label=["N", "HIV"])), ["contradictory"]),
         (consent("c", "p", provision("bogus")), ["unsupported"]),
-        (consent("c", "p", provision("permit"), scope={"coding": [{"code": "adr"}]}), ["dead"]),
+        (consent("c", "p", provision("permit"), scope=scope("adr")), ["dead"]),
         ({"resourceType": "Patient", "id": "p"}, ["unsupported"]),
     ],
 )  # fmt: skip

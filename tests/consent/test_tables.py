@@ -20,7 +20,7 @@ from fhirshield.model import Facts
 from fhirshield.policy.consent import ConsentPolicy, Decision
 from fhirshield.policy.sensitivity import compiled
 from fhirshield.rehearsal import principal_from
-from tests.consent.material import consent, consent5, provision
+from tests.consent.material import TERM, consent, consent5, provision, scope
 
 POLICY = ConsentPolicy(policies=(("urn:policy:base", "ignore"), ("urn:policy:permit", "permit"), ("urn:policy:deny", "deny")))
 LISTS = compiled([(kind, "urn:kinds", "code", kind) for kind in ("PSY", "HIV", "ETH", "SUD", "OPIOIDUD")], {}, {}, "N")
@@ -163,9 +163,9 @@ def test_what_r4_says(root: Any, row: Any, wanted: bool) -> None:
         ({}, False),
         ({"provision": PERMIT_ALL, "status": "inactive"}, False),
         ({"provision": PERMIT_ALL, "status": "proposed"}, False),
-        ({"provision": PERMIT_ALL, "scope": {"coding": [{"code": "adr"}]}}, False),
-        ({"provision": PERMIT_ALL, "scope": {"coding": [{"code": "research"}]}}, False),
-        ({"provision": PERMIT_ALL, "category": [{"coding": [{"code": "dnr"}]}]}, False),
+        ({"provision": PERMIT_ALL, "scope": scope("adr")}, False),
+        ({"provision": PERMIT_ALL, "scope": scope("research")}, False),
+        ({"provision": PERMIT_ALL, "category": [{"coding": [{"system": TERM + "consentcategorycodes", "code": "dnr"}]}]}, False),
     ],
 )  # fmt: skip
 def test_status_scope_category_and_policies(over: Any, wanted: bool) -> None:
@@ -173,7 +173,7 @@ def test_status_scope_category_and_policies(over: Any, wanted: bool) -> None:
 
 
 def test_a_research_consent_is_for_research() -> None:
-    made = consent("x", "p", PERMIT_ALL, scope={"coding": [{"code": "research"}]})
+    made = consent("x", "p", PERMIT_ALL, scope=scope("research"))
     assert shown([made], {"purposes": ["CLINTRCH"]})
     assert not shown([made], {"purposes": []})
     assert not shown([made], {"purposes": ["HRESCH", "TREAT"]})

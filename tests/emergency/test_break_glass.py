@@ -179,7 +179,7 @@ async def test_it_works_while_the_source_of_consents_is_away(tmp_path: Path) -> 
 
 
 async def test_with_the_shared_state_away_it_is_counted_here(tmp_path: Path) -> None:
-    async with room(tmp_path, state="redis://127.0.0.1:9/0") as here:
+    async with room(tmp_path, state="redis://127.0.0.1:9/0", keys={"file": "ring"}) as here:
         token = doctor(here)
         assert await status(here, "/Patient/b", token) == 503
         found = [await status(here, f"/Patient/{name}", token, WHY) for name in ("b", "a", "kin", "kin", "b", "nobody")]
