@@ -41,19 +41,19 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
     scope = _text(claims, "scope")
     parsed = smart.parse(scope)
     client = _text(claims, "client_id") or _text(claims, "azp")
-    exchange = _exchange(claims)
+    exchanges = _exchanges(claims)
     known_here = issuer.name in upstream.identities
     user = _fhir_user(claims, situation) if known_here else ""
     patient = _text(claims, "patient") if known_here else ""
     if patient and not _ID.match(patient):
         raise ClaimError("`patient` is no id")
     roles = _roles(claims, issuer, client, user, patient, parsed)
-    purposes = _coded(claims.get("purpose_of_use")) | _coded(exchange.get("purpose_of_use"))
+    purposes = _coded(claims.get("purpose_of_use")).union(*(_coded(one.get("purpose_of_use")) for one in exchanges))
     if not purposes:
         default = issuer.default_purpose.get(client) or issuer.default_purpose.get("*")
         purposes = {default} if default else set()
-    organizations = _organizations(claims, exchange, issuer, situation if known_here else None)
-    identifiers = _identifiers(exchange)
+    organizations = _organizations(claims, exchanges, issuer, situation if known_here else None)
+    identifiers = _identifiers(exchanges)
     known = {name: _attribute(claims, path) for name, path in issuer.claims.items() if _has(claims, path)}
     if issuer.country:
         known.setdefault("country", issuer.country)
@@ -137,7 +137,7 @@ def _roles(claims: dict[str, Any], issuer: Issuer, client: str, user: str, patie
     source = issuer.roles
     roles = set(_texts(_walk(claims, source.claim))) if source.claim else set()
     if source.exchange:
-        roles |= _coded(_exchange(claims).get("subject_role"))
+        roles = roles.union(*(_coded(one.get("subject_role")) for one in _exchanges(claims)))
     roles.update(source.clients.get(client, ()))
     kind = user.partition("/")[0]
     roles.update(source.fhir_user.get(kind, ()))
@@ -158,16 +158,22 @@ def _fhir_user(claims: dict[str, Any], situation: Situation) -> str:
 # --- between institutions -------------------------------------------------------------------------------------------------
 
 
-def _exchange(claims: dict[str, Any]) -> dict[str, Any]:
-    """What an exchange of institutions says of the requester: IHE IUA (``extensions.ihe_iua``) or UDAP B2B (``hl7-b2b``).
+def _exchanges(claims: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an exchange of institutions says of the requester: IHE IUA (``extensions.ihe_iua``) and UDAP B2B (``hl7-b2b``).
 
-    ``consent_reference`` is never followed: Consents come from the one source that settings name.
+    ``consent_reference`` is never followed: Consents come from the one source that settings name. What is no object says that it
+    cannot be read.
     """
-    found: dict[str, Any] = {}
-    for name in ("hl7-b2b", "ihe_iua"):
-        said = _walk(claims, f"extensions.{name}")
-        found |= said if isinstance(said, dict) else {}
-    return found
+    extensions = claims.get("extensions", {})
+    if not isinstance(extensions, dict):
+        return [_ODD]
+    said = [extensions[name] for name in ("hl7-b2b", "ihe_iua") if name in extensions]
+    return [one if isinstance(one, dict) else _ODD for one in said]
+
+
+UNREADABLE = "urn:fhirshield:unreadable"
+"""Stands for a purpose or role that a token states and that cannot be read: no permit names it."""
+_ODD: dict[str, Any] = {"purpose_of_use": UNREADABLE}
 
 
 def _residuals(claims: dict[str, Any], bases: tuple[str, ...]) -> tuple[Provision, ...]:
@@ -179,22 +185,30 @@ def _residuals(claims: dict[str, Any], bases: tuple[str, ...]) -> tuple[Provisio
 
 
 def _coded(value: Any) -> set[str]:
-    """Codes as tokens write them: text, an object with ``system`` and ``code``, or a list of either (IUA, UDAP)."""
-    items = value if isinstance(value, list) else [value]
-    found = {item for item in items if isinstance(item, str) and item and " " not in item}
+    """Codes as tokens write them: text, a Coding, a CodeableConcept, or a list of these (IHE IUA, UDAP B2B)."""
+    if value is None:
+        return set()
     if isinstance(value, str):
-        found = _texts(value)
-    for item in items:
-        if isinstance(item, dict) and isinstance(item.get("code"), str):
-            system = item.get("system")
-            found.add(f"{system}|{item['code']}" if isinstance(system, str) and system else item["code"])
-    return found
+        return _texts(value)
+    return {code for item in (value if isinstance(value, list) else [value]) for code in _codes(item)}
 
 
-def _organizations(claims: dict[str, Any], exchange: dict[str, Any], issuer: Issuer, here: Situation | None) -> set[str]:
+def _codes(item: Any) -> set[str]:
+    if isinstance(item, str) and item and " " not in item:
+        return {item}
+    if isinstance(item, dict) and isinstance(item.get("coding"), list) and item["coding"]:
+        return {code for one in item["coding"] for code in _codes(one)}
+    if isinstance(item, dict) and isinstance(item.get("code"), str) and item["code"]:
+        system = item.get("system", "")
+        return {f"{system}|{item['code']}" if system else item["code"]} if isinstance(system, str) else {UNREADABLE}
+    return {UNREADABLE}
+
+
+def _organizations(claims: dict[str, Any], exchanges: list[dict[str, Any]], issuer: Issuer, here: Situation | None) -> set[str]:
     """For whom the caller acts: a mapped claim, and what an exchange says. ``Organization/1`` only from who names people here."""
     found = _texts(_walk(claims, issuer.organization)) if issuer.organization else set()
-    found |= {exchange[name] for name in ("organization_id", "subject_organization_id") if isinstance(exchange.get(name), str)}
+    names = ("organization_id", "subject_organization_id")
+    found |= {one[name] for one in exchanges for name in names if isinstance(one.get(name), str)}
     named = {one: literal(one, here.bases if here else ()) for one in found}
     mine = {str(one) for one in named.values() if one is not None and one.type == "Organization"} if here is not None else set()
     return mine | {text for text, one in named.items() if one is None}
@@ -203,10 +217,10 @@ def _organizations(claims: dict[str, Any], exchange: dict[str, Any], issuer: Iss
 _NPI = "http://hl7.org/fhir/sid/us-npi"
 
 
-def _identifiers(exchange: dict[str, Any]) -> set[str]:
+def _identifiers(exchanges: list[dict[str, Any]]) -> set[str]:
     """Of the person, as ``system|value``: the National Provider Identifier of an exchange."""
-    value = exchange.get("national_provider_identifier")
-    return {f"{_NPI}|{value}"} if isinstance(value, str) and value else set()
+    values = [one.get("national_provider_identifier") for one in exchanges]
+    return {f"{_NPI}|{value}" for value in values if isinstance(value, str) and value}
 
 
 def _moment(value: Any) -> float:
