@@ -69,7 +69,12 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
         user,
         attributes,
     ]
-    facts += [sorted(organizations), sorted(identifiers), _walk(claims, "extensions.ihe_pcf")]
+    facts += [
+        sorted(organizations),
+        sorted(identifiers),
+        claims.get("extensions"),
+        sorted(name for name in claims if "ihe_pcf" in name),
+    ]
     facts += [claims.get(name) for name in ("acr", "amr", "auth_time", "break_glass_reason")]
     return Principal(
         issuer=issuer.name,
@@ -178,10 +183,11 @@ _ODD: dict[str, Any] = {"purpose_of_use": UNREADABLE}
 
 def _residuals(claims: dict[str, Any], bases: tuple[str, ...]) -> tuple[Provision, ...]:
     """What the authorization server leaves to be enforced (``ihe_pcf``, IHE PCF, additions to ITI-71)."""
-    extensions = claims.get("extensions")
-    if not isinstance(extensions, dict) or "ihe_pcf" not in extensions:
-        return ()
-    return residuals(extensions["ihe_pcf"], bases)
+    extensions = claims.get("extensions", {})
+    known = extensions if isinstance(extensions, dict) else {"ihe_pcf": None}
+    if any("ihe_pcf" in name for name in (*claims, *(known.keys() - {"ihe_pcf"}))):
+        known = {"ihe_pcf": None}  # rules somewhere else than where they are read
+    return residuals(known["ihe_pcf"], bases) if "ihe_pcf" in known else ()
 
 
 def _coded(value: Any) -> set[str]:

@@ -5,6 +5,7 @@ Hidden equals absent here too: what the caller may not see answers like what is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -151,13 +152,18 @@ def _outside(writer: _Writer, image: Any, *, creates: bool) -> Denial | None:
     return None
 
 
+_PATIENT = re.compile(r"(?:^|/)Patient/[A-Za-z0-9\-.]{1,256}\Z")
+
+
 def _whose(writer: _Writer, image: Any) -> Denial | None:
     """A Consent that is to be enforced names its patient by a reference that is known here: else it would bind nobody."""
     if image is None or image["resourceType"] != "Consent" or not writer.asks_consents:
         return None
-    if image.get("status") != "active" or patients_of(image, writer.stand.bases):
+    patient = image.get("patient")
+    reference = patient.get("reference") if type(patient) is dict else None
+    if image.get("status") != "active" or (type(reference) is str and _PATIENT.search(reference)):
         return None
-    text = "an active Consent names its patient by a reference that this server knows: `Patient/id`"
+    text = "an active Consent names its patient by a reference without a version: `Patient/id`"
     return Denial(422, Reason.MALFORMED_REQUEST, "business-rule", text, expression=("Consent.patient",))
 
 

@@ -86,6 +86,8 @@ def people_of(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], P
     whom a Bundle's resources are about, all whom anything else names.
     """
     kind = resource.get("resourceType")
+    if kind != "Patient" and kind not in _HOLDING and _contains_patient(resource):
+        return None
     if has_subject(kind):
         return patients_of(resource, bases)
     if kind == "OperationOutcome":
@@ -93,8 +95,6 @@ def people_of(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], P
     named = _patients_named(resource, bases)
     if kind in _HOLDING:
         return _held(resource, bases, look, named)
-    if _contains_patient(resource):
-        return None
     if is_about_nobody(kind) or (kind == "Device" and "patient" not in resource and "_patient" not in resource):
         return named
     if kind == "Provenance":

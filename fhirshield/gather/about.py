@@ -103,6 +103,8 @@ class AboutAnswer:
         }
         self._relations = Relations(upstream, kept)
         self._relating = frozenset().union(*(one.types for one in asked.relationships))
+        self.pauses: tuple[float, ...] = (0.0, 0.05, 0.2)
+        """Seconds before each try to say that what was written is written."""
         self._trees: dict[bytes, Consent] = {}
         self.troubles: dict[str, str] = {}
         """Consents that cannot be enforced, by name: why. For the operator."""
@@ -432,7 +434,8 @@ class AboutAnswer:
             yield
         except Refused as refused:
             if refused.denial.reason is not Reason.OUTCOME_UNKNOWN:
-                await self._settle(marks)
+                with contextlib.suppress(Refused):  # it stays pending
+                    await self._settle(marks)
             raise
         await asyncio.sleep(self._asked.lag)
         await self._settle(marks)
@@ -440,8 +443,14 @@ class AboutAnswer:
             permit.situation.facts.forget()
 
     async def _settle(self, marks: frozenset[str]) -> None:
-        with contextlib.suppress(Unavailable):  # it stays pending
-            await self._epochs.end(marks)
+        """Make the marks new. Raises Refused: who began to decide before must not be told that it was written by then."""
+        for pause in self.pauses:
+            await asyncio.sleep(pause)
+            with contextlib.suppress(Unavailable):
+                await self._epochs.end(marks)
+                return
+        text = "it was written, and it is not known whether every replica goes by it yet; read before trying again"
+        raise Refused(Denial(500, Reason.OUTCOME_UNKNOWN, "incomplete", text))
 
 
 def _is_past(permit: Permit) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fhirshield.authorize.consent import decide
 from fhirshield.fhir.consent import Consent, parse
 from fhirshield.policy.consent import IMPLICIT, ConsentPolicy, Decision
-from tests.consent.material import consent, consent5, provision
+from tests.consent.material import REASON, coding, consent, consent5, provision
 from tests.consent.test_tables import POLICY, asked
 from tests.parts import count
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_known_never_permits(made: Any, row: Any, policy: Consent
     number = data.draw(st.integers(0, len(made) - 1))
     way = data.draw(st.sampled_from(places(made[number])))
     always, never, unknown = copy.deepcopy(made), copy.deepcopy(made), copy.deepcopy(made)
-    for some, words in ((always, {}), (never, {"purpose": [{"system": "urn:none", "code": "none"}]}), (unknown, None)):
+    for some, words in ((always, {}), (never, {"purpose": [coding("HMARKT", REASON)]}), (unknown, None)):
         node = at(some[number], way)
         kept = {name: node[name] for name in ("type", "provision") if name in node}
         node.clear()
@@ -192,7 +192,10 @@ def test_what_cannot_be_known_never_permits(made: Any, row: Any, policy: Consent
             node.update(words)
     row = {**row, "purposes": ["TREAT"]}
     least = min(decided(always, row, policy), decided(never, row, policy))
-    inherits = any(at(made[number], way).get("type") == one.get("type") for one in at(made[number], way).get("provision", ()))
+    outer = at(made[number], way[:-2]) if len(way) > 1 else {}
+    inherits = outer.get("type") == at(made[number], way)["type"] or any(
+        at(made[number], way).get("type") == one.get("type") for one in at(made[number], way).get("provision", ())
+    )
     if not inherits:  # what stands in it has its attributes: then more than one thing is unknown
         assert decided(unknown, row, policy) <= least
 
