@@ -93,7 +93,7 @@ def principal_of(claims: dict[str, Any], issuer: Issuer, upstream: Upstream, sit
         acr=_text(claims, "acr"),
         amr=frozenset(_texts(claims.get("amr"))),
         auth_time=_moment(claims.get("auth_time")),
-        emergency=_text(claims, "break_glass_reason"),
+        emergency=_reason(claims),
         residuals=_residuals(claims, situation.bases),
     )
 
@@ -237,6 +237,12 @@ def _moment(value: Any) -> float:
 def _text(claims: dict[str, Any], name: str) -> str:
     value = claims.get(name)
     return value if isinstance(value, str) else ""
+
+
+def _reason(claims: dict[str, Any]) -> str:
+    """The reason for emergency access that a token states; empty for one that is none, as in the header."""
+    text = _text(claims, "break_glass_reason").strip()
+    return text if 10 <= len(text) <= 300 and text.isprintable() else ""
 
 
 def _texts(value: Any) -> set[str]:

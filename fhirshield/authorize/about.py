@@ -6,7 +6,7 @@ import datetime as dt
 from functools import cached_property
 from typing import Any
 
-from fhirshield.authorize.labels import labels_of
+from fhirshield.authorize.labels import labels_of, unlabelled
 from fhirshield.fhir.glance import Glance, glance
 from fhirshield.fhir.ordered import date_span
 from fhirshield.fhir.reference import Literal, literal
@@ -47,6 +47,9 @@ class About:
     @cached_property
     def labels(self) -> Labels | None:
         """How sensitive it is; None where what that rests on was not gathered."""
+        plain = unlabelled(self.resource, self._sensitivity)
+        if plain is not None:
+            return plain
         return labels_of(self.resource, self.seen, self._sensitivity, self.facts, self.bases, self._today)
 
     @cached_property

@@ -58,6 +58,8 @@ class Compiled:
     fault: str
     """Why it cannot be enforced; empty where it can."""
     of_resource: bool
+    of_labels: bool
+    """What it asks of the resource are its type and labels alone."""
 
 
 @lru_cache(maxsize=4096)
@@ -80,7 +82,8 @@ def compiled(consent: Consent, policy: ConsentPolicy) -> Compiled:
     silent = root is None or (root.permits is None and not root.inner)
     if silent and all(meaning == "ignore" for meaning in meanings):
         fault = fault or "it has neither a provision nor a policy that decides"
-    return Compiled(consent, nodes, tuple(meanings), fault, any(node.of_resource for node in nodes))
+    labels = all(_asks_labels(one) for one in consent.provisions())
+    return Compiled(consent, nodes, tuple(meanings), fault, any(node.of_resource for node in nodes), labels)
 
 
 class _Untyped(Exception):
@@ -141,6 +144,14 @@ def _asks_resource(provision: Provision) -> bool:
     return bool(provision.labels or provision.classes or provision.codes or provision.data_period or provision.data or vague)
 
 
+def _asks_labels(provision: Provision) -> bool:
+    return not (provision.codes or provision.data_period or provision.data or "codes" in provision.vague)
+
+
+_DOCUMENTS = frozenset({"DocumentReference", "Composition", "DocumentManifest"})
+"""Types of which a class may ask for a code."""
+
+
 # --- asking ---------------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +182,14 @@ def said_by(compiled: Compiled, asking: Asking, about: About) -> Said:
         if found is None:
             found = asking.said[compiled] = _said_by(compiled, asking, about)
         return found
-    return _said_by(compiled, asking, about)
+    labels = about.labels if compiled.of_labels and about.type not in _DOCUMENTS else None
+    if labels is None:
+        return _said_by(compiled, asking, about)
+    key = (compiled, about.type, labels)
+    found = asking.said.get(key)
+    if found is None:
+        found = asking.said[key] = _said_by(compiled, asking, about)
+    return found
 
 
 def _said_by(compiled: Compiled, asking: Asking, about: About) -> Said:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from fhirshield.fhir.glance import Code, Glance
+from fhirshield.fhir.glance import Code, Glance, codes_of
 from fhirshield.fhir.reference import literal
 from fhirshield.fhir.subjects import people_of
 from fhirshield.fhir.v3 import ACT_CODE, CONFIDENTIALITY, NOTICES, RANKS, is_sensitivity, rank
@@ -55,12 +55,28 @@ def labels_of(
     return Labels(max(ranks, default=sensitivity.least), frozenset(kinds), stored, whole=True, own=said)
 
 
+def unlabelled(resource: Any, sensitivity: Sensitivity | None) -> Labels | None:
+    """The labels of what, at the first glance, has none and leads to nothing; None for what needs a closer look."""
+    if sensitivity is None or sensitivity.sources or resource["resourceType"] in sensitivity.inherit:
+        return None
+    codes = codes_of(resource)
+    if codes is None or any(map(sensitivity.may_tell, codes)):
+        return None
+    return sensitivity.nothing
+
+
 def _kinds(security: frozenset[Code]) -> set[str]:
-    return {code for system, code in security if system == ACT_CODE and is_sensitivity(code)}
+    """Sensitivities; what names no system may be one."""
+    return {kind for system, code in security if system in {ACT_CODE, ""} and is_sensitivity(kind := _plain(code))}
+
+
+def _plain(code: str) -> str:
+    code = code.strip()
+    return code if code in NOTICES or is_sensitivity(code) else code.upper()
 
 
 def _ranks(security: frozenset[Code]) -> list[int]:
-    return [one for system, code in security if system == CONFIDENTIALITY and (one := rank(code)) is not None]
+    return [one for system, code in security if system in {CONFIDENTIALITY, ""} and (one := rank(_plain(code))) is not None]
 
 
 def _named(seen: Glance, bases: tuple[str, ...]) -> frozenset[str]:

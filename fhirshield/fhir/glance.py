@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fhirshield.fhir.json import encode
 from fhirshield.fhir.v3 import system_of
 
 Code = tuple[str, str]
@@ -15,13 +18,42 @@ class Glance:
     """What a resource, with all that it contains, names."""
 
     codings: frozenset[Code]
-    """(system as written, code); the system is empty where none is given. Labels and tags are not among them."""
+    """(system as written, code); the system is empty where none is given. Security labels are not among them."""
     references: frozenset[str]
     """The texts of all literal references."""
     security: frozenset[Code]
     """``meta.security`` of the resource and of those within it; v3 systems by their first name."""
     worded: bool
     """Some concept is in words alone."""
+
+
+_CODE = re.compile(rb'"(?:code|valueCode)":"([^"]*)"')
+
+
+def within(resource: Any) -> Iterator[Any]:
+    """A resource and those in it: contained, in Bundles, in Parameters."""
+    waiting: list[Any] = [resource]
+    while waiting:
+        node = waiting.pop()
+        if type(node) is dict:
+            if "resourceType" in node:
+                yield node
+            waiting += [one for one in node.values() if type(one) is dict or type(one) is list]
+        else:
+            waiting += [one for one in node if type(one) is dict or type(one) is list]
+
+
+def codes_of(resource: Any) -> frozenset[str] | None:
+    """All codes in a resource, whatever their system, at the first glance; None where a closer look is needed.
+
+    Taken from its text, which is many times as fast as walking it; what carries labels, holds other resources,
+    or is written with escapes, needs the look.
+    """
+    text = encode(resource)
+    if b'"security"' in text or text.count(b'"resourceType"') > 1:
+        return None
+    found = frozenset(_CODE.findall(text))
+    return None if any(b"\\" in one for one in found) else frozenset(one.decode() for one in found)
 
 
 def glance(resource: Any) -> Glance:
@@ -48,6 +80,7 @@ def glance(resource: Any) -> Glance:
         for name, value in node.items():
             if name == "meta" and type(value) is dict:
                 security |= _labels(value.get("security"))
+                waiting += [one for key, one in value.items() if key != "security" and (type(one) is dict or type(one) is list)]
             elif type(value) is dict or type(value) is list:
                 waiting.append(value)
             elif name == "valueCode" and type(value) is str:

@@ -30,8 +30,11 @@ def literal(text: object, bases: tuple[str, ...] = ()) -> Literal | None:
 
     ``bases`` are the absolute URLs (without a trailing slash) under which this server is known.
     """
-    if not isinstance(text, str):
-        return None
+    return _literal(text, bases) if isinstance(text, str) else None
+
+
+@lru_cache(maxsize=16384)
+def _literal(text: str, bases: tuple[str, ...]) -> Literal | None:
     for base in bases:
         if text.startswith(base + "/"):
             text = text[len(base) + 1 :]

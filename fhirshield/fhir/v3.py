@@ -37,11 +37,13 @@ _ALIASES = {
     TERMINOLOGY + "v3-ActUSPrivacyLaw": ACT_CODE,
 }
 """Other names of these systems; 42CFRPart2 stands in ActCode and in a system of its own."""
+_BY_LOWER = {**{one.lower(): one for one in _ALIASES.values()}, **{name.lower(): one for name, one in _ALIASES.items()}}
 
 
 def system_of(url: str) -> str:
     """A code system by its first name."""
-    return _ALIASES.get(url, url)
+    plain = url.strip()
+    return _ALIASES.get(plain) or _BY_LOWER.get(plain.lower(), plain)
 
 
 @cache

@@ -31,6 +31,16 @@ class Gatherer:
         self._reading = reading
         self.about = about
 
+    async def bare(self, permit: Permit, name: Literal, counts: dict[str, int]) -> Any:
+        """A resource, of which nothing else is asked yet; None where it is absent. Raises Refused (503)."""
+        response = await self._reading.ask(permit, (name.type, name.id), (), counts)
+        if response.status in {404, 410}:
+            return None
+        resource = self._reading.resource(response)
+        if resource.get("resourceType") != name.type or resource.get("id") != name.id:
+            raise Refused(away())
+        return resource
+
     async def stored(self, permit: Permit, counts: dict[str, int]) -> Stored:
         """What stands where a write would go. ``counts`` takes what was read, by type. Raises Refused (503)."""
         interaction = permit.interaction

@@ -6,6 +6,8 @@ granted: an emergency waits for no Redis, and a limit is never lifted by its los
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import time
 from collections import deque
@@ -14,6 +16,11 @@ from collections.abc import Callable
 from fhirshield.errors import Unavailable
 from fhirshield.model import Denial, Emergency, Grant, Principal, Reason, Refused
 from fhirshield.state import ExpiringMap
+
+_OPENING = 2.0
+"""Seconds that one request has to open a grant, while others for the same wait."""
+_PAUSE = 0.02
+_NONE_LEFT = b"-"
 
 
 class Grants:
@@ -31,16 +38,47 @@ class Grants:
         caller = f"{principal.issuer}\0{principal.subject}"
         key = self._digest(f"break-glass {caller}\0{patient}\0{reason}\0{emergency.rule}")
         try:
-            known = await self._state.get(key)
-            if known is not None:
-                return Grant(known.decode(), emergency, patient, reason, new=False)
-            identity = os.urandom(8).hex()
-            await self._count(emergency, self._digest(f"break-glass {caller}\0{emergency.rule}"))
-            await self._state.put(key, identity.encode(), emergency.seconds)
+            identity, new = await self._one(emergency, key, self._digest(f"break-glass {caller}\0{emergency.rule}"))
         except Unavailable:
             return self._locally(emergency, key, caller, patient, reason)
-        self._note(caller, emergency)
-        return Grant(identity, emergency, patient, reason, new=True)
+        if new:
+            self._note(caller, emergency)
+        return Grant(identity, emergency, patient, reason, new=new)
+
+    async def known(self, emergency: Emergency, principal: Principal, patient: str, reason: str) -> Grant | None:
+        """The grant that is open for this patient, if there is one."""
+        caller = f"{principal.issuer}\0{principal.subject}"
+        key = self._digest(f"break-glass {caller}\0{patient}\0{reason}\0{emergency.rule}")
+        identity = ""
+        with contextlib.suppress(Unavailable):
+            identity = (await self._state.get(key) or b"").decode()
+        if not identity and (here := self._here.get(key)) is not None and here[1] > self._clock():
+            identity = here[0]
+        return Grant(identity, emergency, patient, reason, new=False) if identity else None
+
+    async def _one(self, emergency: Emergency, key: str, caller: str) -> tuple[str, bool]:
+        """The one grant of many requests that come at once, and whether this one opened it. Raises Refused, Unavailable."""
+        until = time.monotonic() + 2 * _OPENING
+        while time.monotonic() < until:
+            known = await self._state.get(key)
+            if known == _NONE_LEFT:
+                raise Refused(_too_many(emergency))
+            if known is not None:
+                return known.decode(), False
+            if not await self._state.add(f"{key} opening", _OPENING):
+                await asyncio.sleep(_PAUSE)
+                continue
+            if await self._state.get(key) is not None:
+                continue
+            try:
+                await self._count(emergency, caller)
+            except Refused:
+                await self._state.put(key, _NONE_LEFT, _OPENING)
+                raise
+            identity = os.urandom(8).hex()
+            await self._state.put(key, identity.encode(), emergency.seconds)
+            return identity, True
+        raise Unavailable("a grant is being opened elsewhere")
 
     async def _count(self, emergency: Emergency, caller: str) -> None:
         """Take one of the places that a caller has within the window; each comes back by itself."""

@@ -34,7 +34,7 @@ class Before(Searches):
 
     async def __call__(self, permit: Permit, gathered: Gathered) -> Permit:
         """The permit once it is known what a condition names, what a write would change, and where joins lead. Raises Refused."""
-        await break_glass(permit, self._gather, self._grants, gathered)
+        await break_glass(permit, self._gather, self._grants, self._redact, gathered)
         await self._gather.about.ready(permit, gathered)
         permit = related_only(permit, self._rules)
         if permit.interaction.condition:

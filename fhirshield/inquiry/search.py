@@ -8,7 +8,7 @@ from typing import Any
 
 from fhirshield.authorize import authorize, joined, narrowed, related_only
 from fhirshield.fhir.criteria import Criterion
-from fhirshield.fhir.interaction import Interaction
+from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.page import Target
 from fhirshield.fhir.reference import Literal
 from fhirshield.forward import Forwarder
@@ -43,7 +43,7 @@ class Searches:
         async with self._gather.about.writing(marks, [plan.permit]):
             answer = await self._forward(plan)
         with contextlib.suppress(*([Refused] if plan.permit.writing is not None else [])):  # it was done: it is told, not shown
-            await self._gather.about(plan.permit, [answer.resource], gathered)
+            await self._gather.about(plan.permit, _judged(answer), gathered)
         return answer
 
     async def _join(self, permit: Permit, gathered: Gathered) -> Permit:
@@ -87,6 +87,17 @@ class Searches:
             text = f"conditions are not served to a caller from whom any {search.type}, or what joins it, may be withheld"
             raise Refused(Denial(403, Reason.HIDDEN_PART, "forbidden", text))
         return list(await self._matches(inner, gathered))
+
+
+def _judged(answer: Answer) -> list[Any]:
+    """The resources of an answer that are judged: those of a page, not the page."""
+    resource = answer.resource
+    pages = (
+        isinstance(resource, dict) and resource.get("resourceType") == "Bundle" and resource.get("type") in {"searchset", "history"}
+    )
+    if pages and answer.plan.permit.interaction.kind is not Kind.READ:
+        return [entry["resource"] for entry in resource.get("entry", ()) if "resource" in entry]
+    return [resource]
 
 
 def _too_many(name: str) -> Denial:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fhirshield.errors import CriteriaError
+from fhirshield.fhir.glance import within
 from fhirshield.fhir.v3 import RANKS, is_sensitivity
+from fhirshield.model import Labels
 
 Code = tuple[str, str]
 Row = tuple[str, str, str, str]
@@ -29,6 +32,9 @@ ALIASES = {
     "urn:oid:2.16.840.1.113883.6.3": ICD_10_CM,
     "2.16.840.1.113883.6.3": ICD_10_CM,
     "http://hl7.org/fhir/sid/icd-10-us": ICD_10_CM,
+    "http://fhir.de/codesystem/bfarm/icd-10-gm": ICD_10_CM,
+    "http://fhir.de/codesystem/dimdi/icd-10-gm": ICD_10_CM,
+    "http://hl7.org/fhir/sid/icd-10-gm": ICD_10_CM,
     "icd-10": ICD_10_CM,
     "icd-10-cm": ICD_10_CM,
     "urn:oid:2.16.840.1.113883.6.96": SNOMED,
@@ -39,7 +45,15 @@ ALIASES = {
     "2.16.840.1.113883.6.88": RXNORM,
 }
 """Other names of code systems; of ICD-10 and its modification for the US, which agree in what these lists name."""
+KNOWN = frozenset({ICD_10_CM, SNOMED, LOINC, RXNORM})
 _DOTLESS = frozenset({ICD_10_CM})
+_OTHERS = (
+    "http://hl7.org/fhir/", "http://terminology.hl7.org/", "http://www.ama-assn.org/go/cpt", "http://unitsofmeasure.org",
+    "urn:ietf:", "urn:iso:",
+)  # fmt: skip
+"""How systems begin that are known to be others; a code of one that is not known is taken for one of any system's, if long."""
+_ICD_10 = re.compile(r"[A-Z][0-9][0-9A-Z]{1,5}\Z")
+_CONCEPT = re.compile(r"[0-9]{6,18}")
 _LONG = 5
 """Characters from which a code that comes without a system is taken for one of any system's."""
 
@@ -55,9 +69,12 @@ class Source:
 
     def made(self, resource: Any, references: frozenset[str]) -> bool:
         """Whether a resource comes from here."""
+        return not self.parties.isdisjoint(references) or any(map(self._says, within(resource)))
+
+    def _says(self, resource: Any) -> bool:
         meta = resource.get("meta")
         said = meta.get("source") if type(meta) is dict else None
-        return not self.parties.isdisjoint(references) or (type(said) is str and said.startswith(self.meta_source or ("\0",)))
+        return type(said) is str and said.startswith(self.meta_source or ("\0",))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +95,16 @@ class Sensitivity:
     sources: tuple[Source, ...] = ()
     known: dict[Code, frozenset[str]] = field(default_factory=dict, repr=False)
     """What codes that were met before tell of."""
+    plain: dict[str, Labels] = field(default_factory=dict, repr=False)
+    suspects: dict[str, bool] = field(default_factory=dict, repr=False)
+
+    @property
+    def nothing(self) -> Labels:
+        """The labels of what nothing is known of."""
+        found = self.plain.get("")
+        if found is None:
+            found = self.plain[""] = Labels(self.least, frozenset(), frozenset(), whole=True)
+        return found
 
     def kinds_of(self, codings: Iterable[Code]) -> set[str]:
         """The categories that any of these codes tells of."""
@@ -91,11 +118,37 @@ class Sensitivity:
             found |= known
         return found
 
+    def may_tell(self, code: str) -> bool:
+        """Whether a code, of whatever system, may be one of the lists."""
+        known = self.suspects.get(code)
+        if known is None:
+            if len(self.suspects) > _MOST_KNOWN:
+                self.suspects.clear()
+            plain = normal(ICD_10_CM, code)
+            known = (
+                plain in self.systemless
+                or any(one in self.systemless for one in _CONCEPT.findall(code))
+                or any(plain.startswith(normal(ICD_10_CM, prefix)) for rows in self.prefixes.values() for prefix, _ in rows)
+            )
+            self.suspects[code] = known
+        return known
+
     def _kinds(self, system: str, code: str) -> frozenset[str]:
-        system = ALIASES.get(system.strip().lower(), ALIASES.get(system, system))
+        spelled = system_of(system)
+        if spelled in KNOWN or spelled.startswith(_OTHERS):
+            return self._of(spelled, code)
+        plain = normal(ICD_10_CM, code)
+        found = set(self.systemless.get(plain, frozenset())) if len(plain) >= _LONG else set()
+        if _ICD_10.match(plain) and (not spelled or len(plain) >= _LONG):
+            found |= self._of(ICD_10_CM, code)
+        return frozenset(found | (set(self._of(SNOMED, code)) if "|" in code else set()) | set(self._of(spelled, code)))
+
+    def _of(self, system: str, code: str) -> frozenset[str]:
+        """The categories of a code of one system; of an expression in SNOMED CT, those of all its concepts."""
+        if system == SNOMED:
+            concepts = _CONCEPT.findall(code)
+            return frozenset().union(*(self.exact.get((system, one), frozenset()) for one in concepts))
         plain = normal(system, code)
-        if not system:
-            return self.systemless.get(code.strip().upper().replace(".", ""), frozenset()) if len(code) >= _LONG else frozenset()
         found = self.exact.get((system, plain), frozenset())
         return found.union(*(kinds for prefix, kinds in self.prefixes.get(system, ()) if plain.startswith(prefix)))
 
@@ -104,13 +157,15 @@ class Sensitivity:
         return self.ranks.get(category, RANKS.index("R"))
 
     def inherited(self, resource: Any) -> Iterator[str]:
-        """The references from which this resource takes labels besides its own; ``""`` for one that cannot be followed."""
-        for path in self.inherit.get(resource.get("resourceType"), ()):
-            for value in _at(resource, path):
-                text = value.get("reference") if type(value) is dict else None
-                if type(text) is str and text.startswith("#"):
-                    continue  # what is contained was looked at with the whole
-                yield text if type(text) is str else ""
+        """The references from which this resource, or one in it, takes labels; ``""`` for one that cannot be followed."""
+        for one in within(resource) if self.inherit else ():
+            kind = one["resourceType"]
+            for path in self.inherit.get(kind, ()) if type(kind) is str else ():
+                for value in _at(one, path):
+                    text = value.get("reference") if type(value) is dict else None
+                    if type(text) is str and text.startswith("#"):
+                        continue  # what is contained was looked at with the whole
+                    yield text if type(text) is str else ""
 
 
 _MOST_KNOWN = 100_000
@@ -127,8 +182,17 @@ def _at(node: Any, path: tuple[str, ...]) -> Iterator[Any]:
 
 def normal(system: str, code: str) -> str:
     """A code as lists are compared: ICD-10 with or without its dot."""
-    code = code.strip()
-    return code.replace(".", "").upper() if system in _DOTLESS else code
+    code = "".join(one for one in code if one.isprintable() and not one.isspace())
+    return code.rstrip("+*!").replace(".", "").upper() if system in _DOTLESS else code
+
+
+def system_of(text: str) -> str:
+    """A code system by its first name, however it is spelled."""
+    plain = text.strip().lower().partition("|")[0].rstrip("/")
+    plain = "http://" + plain.removeprefix("https://") if plain.startswith("https://") else plain
+    if plain.startswith(f"{SNOMED}/"):
+        return SNOMED  # an edition or version of it
+    return ALIASES.get(plain, plain if plain in KNOWN else text.strip())
 
 
 def compiled(
@@ -140,12 +204,12 @@ def compiled(
     prefixes: dict[tuple[str, str], set[str]] = {}
     systemless: dict[str, set[str]] = {}
     for category, system, kind, code in rows:
-        system = ALIASES.get(system.lower(), system)
+        system = system_of(system)
         plain = normal(system, code)
         target = prefixes if kind == "prefix" else exact
         target.setdefault((system, plain), set()).add(category)
         if kind != "prefix":
-            systemless.setdefault(plain.upper().replace(".", ""), set()).add(category)
+            systemless.setdefault(normal(ICD_10_CM, code), set()).add(category)
     by_system: dict[str, list[tuple[str, frozenset[str]]]] = {}
     for (system, prefix), kinds in prefixes.items():
         by_system.setdefault(system, []).append((prefix, frozenset(kinds)))

@@ -1,0 +1,191 @@
+"""What attackers of labels and of emergency access found."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fhirshield.fhir.glance import glance
+from fhirshield.fhir.scopes import parse
+from fhirshield.fhir.v3 import ACT_CODE
+from fhirshield.gather.grants import Grants
+from fhirshield.model import Emergency, Principal, Refused
+from fhirshield.policy.sensitivity import compiled, read_list
+from fhirshield.state.memory import MemoryMap
+from tests.emergency.test_break_glass import WHY, doctor, room
+from tests.emergency.test_break_glass import status as status_of
+from tests.labels.test_labels import LIST, SCT, clinic, condition
+from tests.state.test_state import redis_server
+
+PSY = "35489007"
+
+
+@pytest.mark.parametrize(
+    ("system", "code"),
+    [
+        (f" {SCT} ", PSY), (SCT.upper(), PSY), (SCT.replace("http:", "https:"), PSY), (f"{SCT}/", PSY), (f"{SCT}|2020", PSY),
+        (f"{SCT}/731000124108", PSY), (f"{SCT}/731000124108/version/20200301", PSY), (" ", PSY), ("urn:local", PSY),
+        (SCT, f"{PSY} |Depressive disorder|"), (SCT, f"{PSY}:246112005=24484000"), (SCT, f"{PSY}\u200b"), ("", f"{PSY} |x|"),
+        ("", "F32.1"), ("", "F3210"), ("", "B20"), ("http://hl7.org/fhir/sid/icd-10", "B20+"),
+        ("http://fhir.de/CodeSystem/bfarm/icd-10-gm", "F32.1"), ("urn:local", "F32.10"),
+    ],
+)  # fmt: skip
+def test_a_code_tells_however_it_is_spelled(system: str, code: str) -> None:
+    lists = compiled(read_list(LIST), {}, {}, "N")
+    coding = {"code": code} | ({"system": system} if system else {})
+    seen = glance({"resourceType": "Condition", "code": {"coding": [coding]}})
+    assert lists.kinds_of(seen.codings)
+    assert lists.may_tell(code)
+
+
+@pytest.mark.parametrize(
+    ("system", "code"), [("http://loinc.org", PSY), (SCT, "354890071"), ("urn:local", "B20"), ("", "F3"), ("", "B")]
+)
+def test_what_is_no_such_code_tells_nothing(system: str, code: str) -> None:
+    assert not compiled(read_list(LIST), {}, {}, "N").kinds_of([(system, code)])
+
+
+def by_reason(identity: str) -> dict[str, Any]:
+    return {"resourceType": "MedicationRequest", "id": identity, "status": "active", "intent": "order", "subject": {"reference": "Patient/a"},
+            "medicationCodeableConcept": {"text": "x"}, "reasonReference": [{"reference": "Condition/hiv"}]}  # fmt: skip
+
+
+HELD: list[dict[str, Any]] = [
+    {"resourceType": "Observation", "id": "held", "status": "final", "code": {"text": "x"}, "subject": {"reference": "Patient/a"},
+     "contained": [by_reason("k")], "derivedFrom": [{"reference": "#k"}]},
+    condition("tagged", "6142004", meta={"tag": [{"system": SCT, "code": PSY}]}),
+    condition("in-meta", "6142004", meta={"extension": [{"url": "urn:x", "valueCoding": {"system": SCT, "code": PSY}}]}),
+    condition("bare-label", "6142004", meta={"security": [{"code": "hiv "}]}),
+    condition("bare-rank", "6142004", meta={"security": [{"code": "V"}]}),
+    condition("loud-label", "6142004", meta={"security": [{"system": ACT_CODE.upper(), "code": "HIV"}]}),
+]  # fmt: skip
+
+
+async def test_what_is_held_or_labelled_oddly_is_as_sensitive(tmp_path: Path) -> None:
+    async with clinic(tmp_path) as here:
+        for one in HELD:
+            here.store.save(one)
+        plain, keeper = here.token("user/*.rs"), here.token("user/*.rs", roles=["keeper"])
+        for one in HELD:
+            path = f"/{one['resourceType']}/{one['id']}"
+            assert (await here.ask(path, plain)).status == 404, path
+            assert (await here.ask(path, keeper)).status == 200, path
+
+
+async def test_a_bundle_says_what_law_its_entries_are_under(tmp_path: Path) -> None:
+    inner = condition("of", "6142004", meta={"source": "https://part2.example/intake#1"})
+    bundle = {"resourceType": "Bundle", "id": "held", "type": "collection", "entry": [{"fullUrl": "urn:uuid:1", "resource": inner}]}
+    async with clinic(tmp_path) as here:
+        here.store.save(bundle)
+        answer = await here.ask("/Bundle/held", here.token("user/*.rs", roles=["keeper"]))
+        assert answer.status != 200 or b"42CFRPart2" in answer.body
+
+
+# --- emergencies ------------------------------------------------------------------------------------------------------
+
+
+def emergency(limit: int = 3) -> Emergency:
+    return Emergency("glass", frozenset({"*"}), frozenset({"read"}), frozenset({"consent"}), 3600, limit, 3600)
+
+
+CALLER = Principal("issuer", "me", "app", frozenset(), frozenset(), parse(""), "", "", (), 4e9, "")
+
+
+class Late(MemoryMap):
+    """A map whose answers take turns, as those of one far away do."""
+
+    async def get(self, key: str) -> bytes | None:
+        await asyncio.sleep(0.001)
+        return await super().get(key)
+
+    async def put(self, key: str, value: bytes, seconds: float) -> None:
+        await asyncio.sleep(0.001)
+        await super().put(key, value, seconds)
+
+
+async def test_a_chart_that_opens_with_many_requests_is_one_emergency() -> None:
+    grants = Grants(Late(), lambda key: key)
+    opened = await asyncio.gather(*(grants.open(emergency(), CALLER, "b", "a reason that is long") for _ in range(50)))
+    assert len({one.id for one in opened}) == 1
+    assert sum(one.new for one in opened) == 1
+    for other in ("c", "d"):
+        assert (await grants.open(emergency(), CALLER, other, "a reason that is long")).new
+    with pytest.raises(Refused):
+        await grants.open(emergency(), CALLER, "e", "a reason that is long")
+
+
+async def test_two_shields_with_one_redis_open_one_grant_of_many_requests(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as url:
+        (tmp_path / "ring").write_bytes(b"r" * 32)
+        places = [tmp_path / name for name in ("one", "two")]
+        for place in places:
+            place.mkdir()
+        async with (
+            room(places[0], state=url, keys={"file": "../ring"}) as one,
+            room(places[1], state=url, keys={"file": "../ring"}) as two,
+        ):
+            token = doctor(one), doctor(two)
+            found = await asyncio.gather(
+                *(status_of((one, two)[n % 2], "/Patient/b", token[n % 2], WHY) for n in range(30)),
+            )
+            assert set(found) == {200}
+            rows = [row for here in (one, two) for row in here.records() if row.get("outcome") == "break-glass"]
+            assert len(rows) == 1
+            assert await status_of(two, "/Patient/kin", token[1], WHY) == 200
+
+
+WAYS = ("", "/_history", "/_history/1")
+
+
+async def test_the_limit_tells_nothing_of_what_is_there(tmp_path: Path) -> None:
+    async with room(tmp_path) as here:
+        token = doctor(here)
+        for used in range(4):
+            for way in WAYS:
+                there = [await here.ask(f"/{name}{way}", token, headers=WHY) for name in ("Observation/o-a", "Condition/vip-a")]
+                gone = [await here.ask(f"/{name}{way}", token, headers=WHY) for name in ("Observation/gone", "Condition/gone")]
+                assert [(one.status, one.body) for one in there] == [(one.status, one.body) for one in gone], (used, way)
+            if used < 3:
+                reason = {"Break-Glass-Reason": f"the reason of number {used}"}
+                assert await status_of(here, "/Patient/b", token, reason) == 200
+        assert await status_of(here, "/Patient/kin", token, WHY) == 403
+        under = {"Break-Glass-Reason": "the reason of number 0"}
+        assert await status_of(here, "/Observation/o-b", token, under) == 200
+        assert await status_of(here, "/Condition/vip-b", token, under) == 404
+
+
+async def test_what_is_no_id_opens_nothing_and_a_short_claim_is_no_reason(tmp_path: Path) -> None:
+    async with room(tmp_path) as here:
+        token = doctor(here)
+        for path in ("/Observation?patient=b%7Cx", "/Observation?patient=b*", "/Observation?patient=b%20"):
+            assert await status_of(here, path, token, WHY) == 403, path
+        assert not [row for row in here.records() if "break_glass" in row]
+        assert await status_of(here, "/Patient/b", doctor(here, break_glass_reason="x")) == 404
+
+
+async def test_a_source_that_is_away_tells_nothing_of_what_is_there(tmp_path: Path) -> None:
+    async with room(tmp_path, consent={"source": {"url": "http://127.0.0.1:9/fhir"}}) as here:
+        token = doctor(here)
+        assert await status_of(here, "/Patient/b", token, WHY) == 200
+        assert await status_of(here, "/Observation/o-b", token, WHY) == 200
+        for path in ("/Observation/o-a", "/Observation/gone", "/Condition/vip-b", "/Condition/gone"):
+            assert await status_of(here, path, token, WHY) == 503, path
+
+
+async def test_what_joins_is_away_and_tells_nothing_of_what_is_there(tmp_path: Path) -> None:
+    async with room(tmp_path) as here:
+        token = here.token("user/*.rs", roles=["pharmacist"], fhirUser="Practitioner/ph", purpose_of_use="TREAT")
+        assert await status_of(here, "/Patient/b", token, WHY) == 200
+        assert await status_of(here, "/Observation/o-b", token, WHY) == 200
+        serve = here.store.serve
+
+        def broken(method: str, segments: list[str], *rest: Any) -> Any:
+            return (500, "{}", []) if segments[:1] == ["Encounter"] else serve(method, segments, *rest)
+
+        here.store.serve = broken
+        other = here.token("user/*.rs", roles=["doctor", "pharmacist"], fhirUser="Practitioner/new", purpose_of_use="TREAT")
+        found = {await status_of(here, path, other, WHY) for path in ("/Observation/o-b", "/Observation/gone", "/Condition/vip-b")}
+        assert found == {503}
