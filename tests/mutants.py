@@ -50,9 +50,12 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("matches are the server's number", "rewrite/plan.py", '[{"name": "count", "valueInteger": MOST_AT_ONCE}]', '[{"name": "count", "valueInteger": int(given.get("count", "500"))}]'),
     ("what is hidden may be changed", "authorize/writing.py", "    if not verdict.shown:\n        return _not_found(verdict.reason, verdict.rule)\n", ""),
     ("ids are free", "authorize/writing.py", "if kind is Kind.UPDATE and writer.may_create_by_update():", "if kind is Kind.UPDATE:"),
-    ("references to what is hidden", "authorize/writing.py", "        if resource is None or not _may_refer(writer, resource):\n            return _not_visible(place)\n    return replace(permit, writing=drafted.writing)", "        if resource is None:\n            return _not_visible(place)\n    return replace(permit, writing=drafted.writing)"),
+    ("references to what is hidden", "authorize/writing.py", "        if resource is None or not _may_refer(writer, resource):\n            return _not_visible(place)\n    images", "        if resource is None:\n            return _not_visible(place)\n    images"),
     ("conditions on what is hidden", "inquiry/search.py", "if inner.thins or inner.joins:", "if False:"),
     ("loose binaries count as seen", "authorize/caller.py", "and not found.withheld_by and not belonging", "and not found.withheld_by"),
+    ("Consents are not asked", "authorize/circumstances.py", "            if said.decision is not Decision.PERMIT:\n", "            if False:\n"),
+    ("labels are not asked", "authorize/circumstances.py", "            if not cleared(self._clearance, labels):\n", "            if False:\n"),
+    ("references to what a Consent hides", "authorize/writing.py", "    if found.guarded and found.type != \"Binary\" and writer.seen.refuse(resource) is not None:\n", "    if False:\n"),
     ("hidden parts are compared", "redact/written.py", "if interaction.if_match and interaction.if_match != seen.version:", "if interaction.if_match and interaction.if_match != stored.version:"),
 )  # fmt: skip
 """(guard, file, what stands there, what stands there without it)"""
