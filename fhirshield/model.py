@@ -152,6 +152,8 @@ class Facts:
     """By relationship: the patients who stand in it to the caller."""
     grant: Grant | None = None
     """The emergency under which this exchange is decided."""
+    joint: bool = False
+    """A transaction's entries share these: no emergency replaces anything, since it is about reading one patient."""
 
     def replaces(self, conjunct: str, patients: frozenset[str]) -> bool:
         """Whether an emergency replaces a conjunct for all of these patients."""

@@ -210,6 +210,7 @@ class Shield:
 
     async def _together(self, request: Request, principal: Principal, story: Story) -> tuple[View, list[Story]]:
         """A transaction: all of it is decided before the upstream sees any; what reads comes after what writes. Raises Refused."""
+        story.situation.facts.joint = True
         stories = [_begun(story, principal, story.situation.facts) for _ in _entries(story)]
         for place, (entry, inner) in enumerate(zip(_entries(story), stories, strict=True)):
             with within(place):

@@ -25,7 +25,7 @@ _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}\Z")
 async def break_glass(permit: Permit, gather: Gatherer, grants: Grants, redact: Redactor, gathered: Gathered) -> None:
     """Note in the exchange's facts what the emergency replaces, and for whom. Raises Refused."""
     emergency, situation, asked = permit.emergency, permit.situation, permit.interaction
-    if emergency is None or situation.facts.grant is not None:
+    if emergency is None or situation.facts.joint or situation.facts.grant is not None:
         return
     if asked.id and asked.type != "Patient":
         await _under_open(emergency, permit, gather, grants, redact, gathered)

@@ -189,3 +189,15 @@ async def test_what_joins_is_away_and_tells_nothing_of_what_is_there(tmp_path: P
         other = here.token("user/*.rs", roles=["doctor", "pharmacist"], fhirUser="Practitioner/new", purpose_of_use="TREAT")
         found = {await status_of(here, path, other, WHY) for path in ("/Observation/o-b", "/Observation/gone", "/Condition/vip-b")}
         assert found == {503}
+
+
+async def test_a_transaction_opens_nothing_and_a_batch_as_its_entries_would(tmp_path: Path) -> None:
+    async with room(tmp_path) as here:
+        token = doctor(here)
+        reads = [{"request": {"method": "GET", "url": url}} for url in ("Patient/b", "Patient/kin", "Observation?patient=a")]
+        for kind, shown in (("transaction", False), ("batch", True)):
+            body = {"resourceType": "Bundle", "type": kind, "entry": reads}
+            answer = await here.ask("/", token, "POST", headers=WHY, json=body)
+            assert (b'"id":"o-a"' in answer.body) is shown, answer.body
+            opened = [row for row in here.records() if row.get("outcome") == "break-glass"]
+            assert sorted(one for row in opened for one in row["patients"]) == (["a", "b", "kin"] if shown else [])
