@@ -127,16 +127,12 @@ class AboutAnswer:
         To whom the caller stands in which relationship is known after that.
         """
         facts = permit.situation.facts
+        replaced = facts.grant.emergency.replaces if facts.grant is not None else frozenset()
         if facts.grant is not None:  # in an emergency whatever can be asked is asked, and the rest is replaced or denied
-            await self._in_emergency(permit, counts)
-            return
-        try:
-            await self._relations.gather(permit, counts)
-        except Changed:
-            raise Stale from None
-        except Unavailable:
-            raise Refused(away()) from None
-        if not self._asked.consents:
+            await self._in_emergency(permit, counts, replaced)
+        else:
+            await self._standing(permit, counts)
+        if not self._asked.consents or "consent" in replaced:
             return
         try:
             facts.epochs.setdefault(EVERYTHING, (await self._epochs.read([EVERYTHING]))[EVERYTHING].text)
@@ -145,12 +141,19 @@ class AboutAnswer:
         if self._clock() >= self._heard + self._asked.max_age:
             await self._search(permit, "Consent", (("_id", "fhirshield-is-asking"), ("_count", "1")), counts)
 
-    async def _in_emergency(self, permit: Permit, counts: Counts) -> None:
-        facts = permit.situation.facts
+    async def _standing(self, permit: Permit, counts: Counts) -> None:
+        try:
+            await self._relations.gather(permit, counts)
+        except Changed:
+            raise Stale from None
+        except Unavailable:
+            raise Refused(away()) from None
+
+    async def _in_emergency(self, permit: Permit, counts: Counts, replaced: frozenset[str]) -> None:
         try:
             await self._relations.gather(permit, counts, anyhow=True)
         except (Refused, Unavailable):
-            if facts.grant is None or "relationship" not in facts.grant.emergency.replaces:
+            if "relationship" not in replaced:
                 raise Refused(away()) from None
 
     async def __call__(self, permit: Permit, resources: Iterable[Any], counts: Counts) -> None:

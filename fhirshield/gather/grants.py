@@ -21,6 +21,7 @@ _OPENING = 2.0
 """Seconds that one request has to open a grant, while others for the same wait."""
 _PAUSE = 0.02
 _NONE_LEFT = b"-"
+"""What stands for a while where a grant was refused, so that those who wait for it are, too."""
 
 
 class Grants:
@@ -51,7 +52,8 @@ class Grants:
         key = self._digest(f"break-glass {caller}\0{patient}\0{reason}\0{emergency.rule}")
         identity = ""
         with contextlib.suppress(Unavailable):
-            identity = (await self._state.get(key) or b"").decode()
+            found = await self._state.get(key)
+            identity = found.decode() if found is not None and found != _NONE_LEFT else ""
         if not identity and (here := self._here.get(key)) is not None and here[1] > self._clock():
             identity = here[0]
         return Grant(identity, emergency, patient, reason, new=False) if identity else None

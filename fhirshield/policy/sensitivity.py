@@ -128,7 +128,12 @@ class Sensitivity:
             known = (
                 plain in self.systemless
                 or any(one in self.systemless for one in _CONCEPT.findall(code))
-                or any(plain.startswith(normal(ICD_10_CM, prefix)) for rows in self.prefixes.values() for prefix, _ in rows)
+                or any(
+                    one.startswith(normal(ICD_10_CM, prefix))
+                    for one in (plain, *_CONCEPT.findall(code))
+                    for rows in self.prefixes.values()
+                    for prefix, _ in rows
+                )
             )
             self.suspects[code] = known
         return known
@@ -146,9 +151,10 @@ class Sensitivity:
     def _of(self, system: str, code: str) -> frozenset[str]:
         """The categories of a code of one system; of an expression in SNOMED CT, those of all its concepts."""
         if system == SNOMED:
-            concepts = _CONCEPT.findall(code)
-            return frozenset().union(*(self.exact.get((system, one), frozenset()) for one in concepts))
-        plain = normal(system, code)
+            return frozenset().union(*(self._listed(system, one) for one in {normal(system, code), *_CONCEPT.findall(code)}))
+        return self._listed(system, normal(system, code))
+
+    def _listed(self, system: str, plain: str) -> frozenset[str]:
         found = self.exact.get((system, plain), frozenset())
         return found.union(*(kinds for prefix, kinds in self.prefixes.get(system, ()) if plain.startswith(prefix)))
 

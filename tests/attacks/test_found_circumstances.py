@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from fhirshield.gather.grants import Grants
 from fhirshield.model import Emergency, Principal, Refused
 from fhirshield.policy.sensitivity import compiled, read_list
 from fhirshield.state.memory import MemoryMap
-from tests.emergency.test_break_glass import WHY, doctor, room
+from tests.emergency import test_break_glass as emergencies
+from tests.emergency.test_break_glass import WHY, doctor, room, two_rooms
 from tests.emergency.test_break_glass import status as status_of
 from tests.labels.test_labels import LIST, SCT, clinic, condition
-from tests.state.test_state import redis_server
 
 PSY = "35489007"
 
@@ -118,23 +119,15 @@ async def test_a_chart_that_opens_with_many_requests_is_one_emergency() -> None:
 
 
 async def test_two_shields_with_one_redis_open_one_grant_of_many_requests(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as url:
-        (tmp_path / "ring").write_bytes(b"r" * 32)
-        places = [tmp_path / name for name in ("one", "two")]
-        for place in places:
-            place.mkdir()
-        async with (
-            room(places[0], state=url, keys={"file": "../ring"}) as one,
-            room(places[1], state=url, keys={"file": "../ring"}) as two,
-        ):
-            token = doctor(one), doctor(two)
-            found = await asyncio.gather(
-                *(status_of((one, two)[n % 2], "/Patient/b", token[n % 2], WHY) for n in range(30)),
-            )
-            assert set(found) == {200}
-            rows = [row for here in (one, two) for row in here.records() if row.get("outcome") == "break-glass"]
-            assert len(rows) == 1
-            assert await status_of(two, "/Patient/kin", token[1], WHY) == 200
+    async with two_rooms(tmp_path) as (one, two):
+        token = doctor(one), doctor(two)
+        found = await asyncio.gather(
+            *(status_of((one, two)[n % 2], "/Patient/b", token[n % 2], WHY) for n in range(30)),
+        )
+        assert set(found) == {200}
+        rows = [row for here in (one, two) for row in here.records() if row.get("outcome") == "break-glass"]
+        assert len(rows) == 1
+        assert await status_of(two, "/Patient/kin", token[1], WHY) == 200
 
 
 WAYS = ("", "/_history", "/_history/1")
@@ -201,3 +194,30 @@ async def test_a_transaction_opens_nothing_and_a_batch_as_its_entries_would(tmp_
             assert (b'"id":"o-a"' in answer.body) is shown, answer.body
             opened = [row for row in here.records() if row.get("outcome") == "break-glass"]
             assert sorted(one for row in opened for one in row["patients"]) == (["a", "b", "kin"] if shown else [])
+
+
+async def test_an_emergency_that_is_refused_opens_nothing_to_reads_by_id(tmp_path: Path) -> None:
+    async with room(tmp_path) as here:
+        token = doctor(here)
+        for used in range(3):
+            assert await status_of(here, "/Patient/b", token, {"Break-Glass-Reason": f"the reason of number {used}"}) == 200
+        assert await status_of(here, "/Patient/a", token, WHY) == 403
+        assert await status_of(here, "/Observation/o-a", token, WHY) == 404
+
+
+async def test_an_emergency_that_leaves_consents_alone_tells_nothing_while_they_are_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = copy.deepcopy(emergencies.RULES)
+    rules["rules"][5]["break_glass"]["replaces"] = ["relationship"]
+    monkeypatch.setattr(emergencies, "RULES", rules)
+    async with room(tmp_path, consent={"source": {"url": "http://127.0.0.1:9/fhir"}}) as here:
+        for path in ("/Patient/b", "/Patient/gone", "/Observation/o-b", "/Observation/gone"):
+            assert await status_of(here, path, doctor(here), WHY) == 503, path
+
+
+def test_prefixes_and_short_codes_of_a_list_hold_whatever_its_system() -> None:
+    lists = compiled([("PSY", SCT, "prefix", "35489"), ("HIV", SCT, "code", "123")], {}, {}, "N")
+    for code, kind in ((PSY, "PSY"), (f"{PSY} |x|", "PSY"), ("123", "HIV")):
+        assert lists.kinds_of([(SCT, code)]) == {kind}
+        assert lists.may_tell(code)

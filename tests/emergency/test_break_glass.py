@@ -68,6 +68,19 @@ async def room(folder: Path, **settings: Any) -> AsyncIterator[World]:
         yield here
 
 
+@contextlib.asynccontextmanager
+async def two_rooms(folder: Path) -> AsyncIterator[tuple[World, World]]:
+    """Two shields with one Redis and one key ring."""
+    with redis_server(folder) as url:
+        (folder / "ring").write_bytes(b"r" * 32)
+        places = [folder / name for name in ("one", "two")]
+        for place in places:
+            place.mkdir()
+        shared = {"state": url, "keys": {"file": "../ring"}}
+        async with room(places[0], **shared) as one, room(places[1], **shared) as two:
+            yield one, two
+
+
 def doctor(here: World, **claims: Any) -> str:
     plain = {"roles": ["doctor"], "fhirUser": "Practitioner/me", "amr": ["pwd", "otp"], "purpose_of_use": "TREAT"}
     return here.token(claims.pop("scope", "user/*.cruds"), **(plain | claims))
@@ -187,19 +200,11 @@ async def test_with_the_shared_state_away_it_is_counted_here(tmp_path: Path) -> 
 
 
 async def test_replicas_know_each_others_grants(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as url:
-        (tmp_path / "ring").write_bytes(b"r" * 32)
-        places = [tmp_path / name for name in ("one", "two")]
-        for place in places:
-            place.mkdir()
-        async with (
-            room(places[0], state=url, keys={"file": "../ring"}) as one,
-            room(places[1], state=url, keys={"file": "../ring"}) as two,
-        ):
-            for here, names in ((one, ("a", "b")), (two, ("a", "kin"))):
-                for name in names:
-                    assert await status(here, f"/Patient/{name}", doctor(here), WHY) == 200
-            assert [await status(here, "/Patient/nobody", doctor(here), WHY) for here in (one, two)] == [403, 403]
+    async with two_rooms(tmp_path) as (one, two):
+        for here, names in ((one, ("a", "b")), (two, ("a", "kin"))):
+            for name in names:
+                assert await status(here, f"/Patient/{name}", doctor(here), WHY) == 200
+        assert [await status(here, "/Patient/nobody", doctor(here), WHY) for here in (one, two)] == [403, 403]
 
 
 # --- authentication, and what could lift a refusal -----------------------------------------------------------------------
