@@ -147,7 +147,7 @@ class Forwarder:
             raise _unknown(502)
         careful, deep = extensions(body)
         named = self._server.named_in(body)
-        return Answer(plan, status, headers, resource, careful, deep, named, identity, version)
+        return Answer(plan, status, headers, resource, careful, deep, named, id=identity, version=version)
 
     async def together(self, asked: Together) -> list[Answer]:
         """Carry out a transaction; the answers to its writes, in their order. Raises Refused."""
@@ -217,14 +217,14 @@ class Forwarder:
         if kind not in {"application/fhir+json", "application/json"}:
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not FHIR JSON")
         try:
-            resource = fhir_json.decode(response.body, self._limits.depth)
+            resource, text = fhir_json.decoded(response.body, self._limits.depth)
         except MalformedFhir:
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not FHIR JSON") from None
         if not self._is_what_was_asked(plan.permit, resource):
             raise _failed(Reason.UPSTREAM_MALFORMED, "the server's answer is not what was asked for")
         headers = {name: value for name in HEADERS if _PLAIN.match(value := response.headers.get(name, ""))}
         careful, deep = extensions(response.body)
-        return Answer(plan, 200, headers, resource, careful, deep, self._server.named_in(response.body))
+        return Answer(plan, 200, headers, resource, careful, deep, self._server.named_in(response.body), text)
 
     def _is_what_was_asked(self, permit: Permit, resource: Any) -> bool:
         if not isinstance(resource, dict):

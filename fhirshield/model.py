@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from fhirshield.fhir.consent import Consent, Provision
 from fhirshield.fhir.criteria import Criteria, Criterion
@@ -501,6 +501,14 @@ class Opaque:
         return small and bool(self.types & {"*", kind.split(";")[0].strip().lower()})
 
 
+class Judge(Protocol):
+    """Whether one caller may see a resource, and how."""
+
+    def __call__(self, resource: Any, letter: str, careful: bool, text: bytes | None = None, /) -> Verdict:
+        """``careful``: it may hold modifier extensions; ``text``: what it came in (``Answer.text``), where that is at hand."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
     """Leave to forward one interaction, and how to judge what comes back. Made by ``authorize`` alone."""
@@ -508,10 +516,8 @@ class Permit:
     principal: Principal
     interaction: Interaction
     situation: Situation
-    judge: Callable[[Any, str, bool], Verdict]
-    """(resource, letter, may hold modifier extensions) -> Verdict.
-
-    The letter is ``s`` for a match, ``r`` for a read, ``i`` for an included resource, which may be shown because it stands
+    judge: Judge
+    """The letter is ``s`` for a match, ``r`` for a read, ``i`` for an included resource, which may be shown because it stands
     beside what refers to it, ``b`` for a Binary that belongs to what may be seen, ``c`` for a contained one, which stands or
     falls with its container: only denies are asked.
     """
@@ -598,6 +604,8 @@ class Answer:
     """The body may hold references within extensions."""
     named: bool = True
     """The body may hold URLs of the upstream."""
+    text: bytes = b""
+    """The resource as ``json.encode`` writes it, for the first look at what is in it; empty where it is not at hand."""
     id: str = ""
     """Of what a write made, where the upstream named it."""
     version: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from fhirshield.authorize.labels import labels_of, unlabelled
 from fhirshield.fhir.glance import Glance, glance
@@ -29,13 +29,20 @@ _BY = ("author", "performer", "recorder", "asserter", "requester")
 """Search parameters of types that say so."""
 
 
+_UNASKED = object()
+
+
 class About:
     """One resource, as it stands before anything is redacted."""
 
     def __init__(
-        self, resource: Any, sensitivity: Sensitivity | None, bases: tuple[str, ...], facts: Facts, today: dt.date
+        self, resource: Any, sensitivity: Sensitivity | None, bases: tuple[str, ...], facts: Facts, today: dt.date,
+        text: bytes | None = None,
     ) -> None:  # fmt: skip
+        """``text``: what it came in, where that is at hand."""
         self._today = today
+        self._text = text
+        self._labels: Labels | object | None = _UNASKED
         self.resource = resource
         self.type: str = resource["resourceType"]
         self.bases = bases
@@ -44,13 +51,13 @@ class About:
         self.said: dict[Any, Any] = {}
         """What provisions said of it."""
 
-    @cached_property
+    @property
     def labels(self) -> Labels | None:
         """How sensitive it is; None where what that rests on was not gathered."""
-        plain = unlabelled(self.resource, self._sensitivity)
-        if plain is not None:
-            return plain
-        return labels_of(self.resource, self.seen, self._sensitivity, self.facts, self.bases, self._today)
+        if self._labels is _UNASKED:
+            plain = unlabelled(self.resource, self._sensitivity, self._text)
+            self._labels = plain or labels_of(self.resource, self.seen, self._sensitivity, self.facts, self.bases, self._today)
+        return cast("Labels | None", self._labels)
 
     @cached_property
     def name(self) -> Literal | None:

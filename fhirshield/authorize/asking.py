@@ -50,7 +50,9 @@ class Asking:
     purposes: frozenset[str] = frozenset()
     """Plain codes of ActReason; what is of another system stays whole."""
     said: dict[Any, Any] = field(default_factory=dict)
-    """What Consents said that ask nothing of the resource."""
+    """What the terms of Consents said, by what they ask of a resource."""
+    applied: dict[Any, Any] = field(default_factory=dict)
+    """Whether Consents are in force."""
     _matched: dict[tuple[Provision, bool], Answer] = field(default_factory=dict)
 
     @staticmethod

@@ -150,10 +150,10 @@ def belonging(permit: Permit, context: object) -> Permit:
     """The permit for a Binary once what it belongs to was found to be visible: for the version that says so."""
     judge = permit.judge
 
-    def judged(resource: Any, letter: str, careful: bool) -> Verdict:
+    def judged(resource: Any, letter: str, careful: bool, text: bytes | None = None) -> Verdict:
         if type(resource) is not dict or not same(resource.get("securityContext"), context):
             return Verdict(False, Reason.NOT_FOUND)
-        return judge(resource, "b" if letter == "r" else letter, careful)
+        return judge(resource, "b" if letter == "r" else letter, careful, text)
 
     return replace(permit, judge=judged)
 

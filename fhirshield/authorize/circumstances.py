@@ -10,7 +10,7 @@ from fhirshield.authorize.consent import decide, forbidden
 from fhirshield.fhir.glance import Code
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import Patients, has_subject, patients_of, people_of
-from fhirshield.model import Facts, Principal, Reason, Situation
+from fhirshield.model import Facts, Labels, Principal, Reason, Situation
 from fhirshield.policy.compile import Applied, RuleSet
 from fhirshield.policy.consent import Decision
 from fhirshield.policy.rule import cleared
@@ -27,31 +27,37 @@ class Circumstances:
         self._sensitivity = rules.sensitivity
         self._facts: Facts = situation.facts
         self._bases = situation.bases
-        self._principal = principal
+        self._residuals = principal.residuals
+        user = literal(principal.fhir_user)
+        own = self._consent is not None and self._consent.own_record and user is not None and user.type == "Patient"
+        self._own = frozenset((user.id,)) if own and user is not None else None
+        """The very person who asks, where that may read what is about nobody else."""
         self._asking = Asking.of(principal, situation, action)
         self._clearance = applied.clearance
+        self._cleared: Labels | None = None
+        """The labels that were last found to be within clearance."""
         self._today = situation.now.date()
 
     def refuse(self, resource: Any, letter: str = "") -> Refusal | None:
         """Why this resource is withheld, if it is."""
         return self.judged(resource, letter)[0]
 
-    def judged(self, resource: Any, letter: str = "") -> tuple[Refusal | None, tuple[Code, ...]]:
+    def judged(self, resource: Any, letter: str = "", text: bytes | None = None) -> tuple[Refusal | None, tuple[Code, ...]]:
         """The same, with the labels that it leaves with. Of what is contained (``c``) only whom it is about besides is asked."""
-        about = About(resource, self._sensitivity, self._bases, self._facts, self._today)
+        about = About(resource, self._sensitivity, self._bases, self._facts, self._today, text)
         refused = self._refused(about, letter)
         labels = about.labels if refused is None and self._clearance is not None and letter not in {"b", "c"} else None
         return refused, labels.own if labels is not None else ()
 
     def _refused(self, about: About, letter: str) -> Refusal | None:
-        residuals = self._principal.residuals
         if self._clearance is not None and letter not in {"b", "c"} and not self._replaced("clearance", about):
             labels = about.labels
             if labels is None:
                 return Reason.FACTS_UNAVAILABLE, "labels"
-            if not cleared(self._clearance, labels):
+            if labels is not self._cleared and not cleared(self._clearance, labels):
                 return Reason.BEYOND_CLEARANCE, "clearance"
-        if residuals and letter != "b" and (path := forbidden(residuals, self._asking, about)):
+            self._cleared = labels
+        if self._residuals and letter != "b" and (path := forbidden(self._residuals, self._asking, about)):
             return Reason.NO_CONSENT, path
         if self._consent is None or letter == "b":
             return None
@@ -62,9 +68,9 @@ class Circumstances:
         patients = self._contained(about) if letter == "c" else people_of(about.resource, self._bases, self._subjects)
         if patients is None:
             return Reason.NO_PATIENT, ""
-        if self._is_own(patients) or self._facts.replaces("consent", patients):
+        if patients == self._own or (self._facts.grant is not None and self._facts.replaces("consent", patients)):
             return None
-        for patient in sorted(patients):
+        for patient in sorted(patients) if len(patients) > 1 else patients:
             known = self._facts.consents.get(patient)
             if known is None:
                 return Reason.FACTS_UNAVAILABLE, "Consent"
@@ -91,9 +97,3 @@ class Circumstances:
 
     def _subjects(self, named: Literal) -> Patients | None:
         return self._facts.subjects.get(named)
-
-    def _is_own(self, patients: Patients) -> bool:
-        """Whether it is about the very person who asks, and nobody else."""
-        assert self._consent is not None
-        user = literal(self._principal.fhir_user)
-        return self._consent.own_record and user is not None and user.type == "Patient" and patients == frozenset((user.id,))

@@ -9,7 +9,7 @@ may then come out, the one that shows the least counts (``Decision`` is ordered 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from fhirshield.authorize.about import About
 from fhirshield.authorize.asking import Asking, any_of
 from fhirshield.authorize.provision import matches_resource
-from fhirshield.fhir.consent import R5, Consent, Provision
+from fhirshield.fhir.consent import R5, Actor, Consent, Provision
 from fhirshield.fhir.ordered import EARLIEST, LATEST
 from fhirshield.fhir.v3 import ACT_REASON, is_a
 from fhirshield.policy.consent import ConsentPolicy, Decision, base
@@ -49,10 +49,9 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Compiled:
-    """A Consent ready to be asked."""
+class Terms:
+    """What a Consent says, ready to be asked; whose it is and since when it holds aside, so that many patients' are one."""
 
-    consent: Consent
     nodes: tuple[Node, ...]
     meanings: tuple[str, ...]
     fault: str
@@ -60,11 +59,36 @@ class Compiled:
     of_resource: bool
     of_labels: bool
     """What it asks of the resource are its type and labels alone."""
+    verified: bool
+    grantees: tuple[Actor, ...]
 
 
-@lru_cache(maxsize=4096)
-def compiled(consent: Consent, policy: ConsentPolicy) -> Compiled:
-    """A Consent under the operator's reading of policies; kept with the Consent."""
+MOST_TERMS = 4096
+"""Different terms that are kept."""
+_terms: dict[Hashable, Terms] = {}
+
+
+@lru_cache(maxsize=65_536)
+def compiled(consent: Consent, policy: ConsentPolicy) -> Terms:
+    """The terms of a Consent under the operator's reading of policies: the same for all who say the same."""
+    said = (policy, consent.release, consent.policies, consent.verified, consent.grantees, _value(consent.root))
+    found = _terms.get(said)
+    if found is None:
+        if len(_terms) >= MOST_TERMS:
+            _terms.clear()
+        found = _terms[said] = _compiled(consent, policy)
+    return found
+
+
+def _value(provision: Provision | None) -> Hashable:
+    """All that a provision says, as a value."""
+    if provision is None:
+        return None
+    own = tuple(getattr(provision, name) for name in ("path", "permits", *_ATTRIBUTES, "beyond", "vague"))
+    return (*own, tuple(map(_value, provision.inner)))
+
+
+def _compiled(consent: Consent, policy: ConsentPolicy) -> Terms:
     meanings, fault = [], ""
     for named in consent.policies:
         meaning = policy.meaning(named)
@@ -83,7 +107,8 @@ def compiled(consent: Consent, policy: ConsentPolicy) -> Compiled:
     if silent and all(meaning == "ignore" for meaning in meanings):
         fault = fault or "it has neither a provision nor a policy that decides"
     labels = all(_asks_labels(one) for one in consent.provisions())
-    return Compiled(consent, nodes, tuple(meanings), fault, any(node.of_resource for node in nodes), labels)
+    of_resource = any(node.of_resource for node in nodes)
+    return Terms(nodes, tuple(meanings), fault, of_resource, labels, consent.verified, consent.grantees)
 
 
 class _Untyped(Exception):
@@ -156,11 +181,37 @@ _DOCUMENTS = frozenset({"DocumentReference", "Composition", "DocumentManifest"})
 
 
 def decide(consents: Iterable[Consent], policy: ConsentPolicy, asking: Asking, about: About, *, implicit: bool = True) -> Said:
-    """What all Consents of one patient say of a resource; the implicit policy where none decides."""
-    said = [(consent, said_by(compiled(consent, policy), asking, about)) for consent in consents]
-    found = _recent(said, asking.now) if policy.recent_wins else _strictest(said)
-    if found.decision is not SILENT or not implicit:
-        return found
+    """What all Consents of one patient say of a resource; the implicit policy where none decides.
+
+    Where all that they ask of it is its type and labels, the answer is kept for the exchange.
+    """
+    consents = tuple(consents)
+    labels = about.labels if about.type not in _DOCUMENTS else None
+    key = (consents, policy, implicit, about.type, labels)
+    found = asking.said.get(key) if labels is not None else None
+    if found is None:
+        found = _of_all(consents, policy, asking, about, implicit=implicit)
+        if labels is not None and all(_asks_no_more(one, policy) for one in consents):
+            asking.said[key] = found
+    return found
+
+
+def _asks_no_more(consent: Consent, policy: ConsentPolicy) -> bool:
+    """Whether a Consent asks of a resource no more than its type and labels."""
+    try:
+        terms = compiled(consent, policy)
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError):
+        return False
+    return terms.of_labels or not terms.of_resource
+
+
+def _of_all(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking, about: About, *, implicit: bool) -> Said:
+    said = [(consent, said_by(consent, policy, asking, about)) for consent in consents]
+    by, found = _recent(said, asking.now) if policy.recent_wins else _strictest(said)
+    if by is not None:
+        return Said(found.decision, f"{by.name} {found.why}", found.unsupported)
+    if not implicit:
+        return NOTHING
     return Said(base(policy.implicit, asking.purposes), f"no Consent, implicitly {policy.implicit}")
 
 
@@ -175,46 +226,45 @@ def applies(consent: Consent, asking: Asking) -> bool | None:
     return in_force if kinds == {True} else False if kinds == {False} else None
 
 
-def said_by(compiled: Compiled, asking: Asking, about: About) -> Said:
-    """What one Consent says of a resource."""
-    if not compiled.of_resource:
-        found = asking.said.get(compiled)
-        if found is None:
-            found = asking.said[compiled] = _said_by(compiled, asking, about)
-        return found
-    labels = about.labels if compiled.of_labels and about.type not in _DOCUMENTS else None
-    if labels is None:
-        return _said_by(compiled, asking, about)
-    key = (compiled, about.type, labels)
+def said_by(consent: Consent, policy: ConsentPolicy, asking: Asking, about: About) -> Said:
+    """What one Consent says of a resource, and where; the same for all that say the same of one like it."""
+    try:
+        return _said_by(consent, policy, asking, about)
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        return Said(DENY, f"cannot be decided ({type(error).__name__})", unsupported=True)
+
+
+def _said_by(consent: Consent, policy: ConsentPolicy, asking: Asking, about: About) -> Said:
+    if consent not in asking.applied:
+        asking.applied[consent] = applies(consent, asking)
+    applied = asking.applied[consent]
+    if applied is False:
+        return NOTHING
+    terms = compiled(consent, policy)
+    key: Hashable = (terms, applied)
+    if terms.of_resource:
+        labels = about.labels if terms.of_labels and about.type not in _DOCUMENTS else None
+        if labels is None:
+            return _decided(terms, applied, asking, about)
+        key = (terms, applied, about.type, labels)
     found = asking.said.get(key)
     if found is None:
-        found = asking.said[key] = _said_by(compiled, asking, about)
+        found = asking.said[key] = _decided(terms, applied, asking, about)
     return found
 
 
-def _said_by(compiled: Compiled, asking: Asking, about: About) -> Said:
-    try:
-        return _decided(compiled, asking, about)
-    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
-        return Said(DENY, f"{compiled.consent.name}: cannot be decided ({type(error).__name__})", unsupported=True)
-
-
-def _decided(compiled: Compiled, asking: Asking, about: About) -> Said:
-    consent = compiled.consent
-    applied = applies(consent, asking)
-    if applied is False:
-        return NOTHING
-    if compiled.fault:
-        return Said(DENY, f"{consent.name}: {compiled.fault}", unsupported=True)
-    decision, path, _ = _strictest_of((_answer(node, asking, about) for node in compiled.nodes), NOTHING)
-    if decision is SILENT and compiled.meanings:
-        decision = min((base(meaning, asking.purposes) for meaning in compiled.meanings if meaning != "ignore"), default=SILENT)
+def _decided(terms: Terms, applied: bool | None, asking: Asking, about: About) -> Said:
+    if terms.fault:
+        return Said(DENY, terms.fault, unsupported=True)
+    decision, path, _ = _strictest_of((_answer(node, asking, about) for node in terms.nodes), NOTHING)
+    if decision is SILENT and terms.meanings:
+        decision = min((base(meaning, asking.purposes) for meaning in terms.meanings if meaning != "ignore"), default=SILENT)
         path = "policy"
-    if applied is None or not consent.verified:
+    if applied is None or not terms.verified:
         decision = min(decision, SILENT)
-    if decision is PERMIT and consent.grantees and any_of(asking.is_actor(one, True) for one in consent.grantees) is not True:
+    if decision is PERMIT and terms.grantees and any_of(asking.is_actor(one, True) for one in terms.grantees) is not True:
         decision = SILENT
-    return Said(decision, f"{consent.name} {path}") if decision is not SILENT else NOTHING
+    return Said(decision, path) if decision is not SILENT else NOTHING
 
 
 def _answer(node: Node, asking: Asking, about: About) -> Said:
@@ -250,24 +300,37 @@ def _strictest_of(answers: Iterable[Said], otherwise: Said) -> Said:
     return permit or otherwise
 
 
-def _strictest(said: list[tuple[Consent, Said]]) -> Said:
-    return _strictest_of((one for _, one in said), NOTHING)
+By = tuple[Consent | None, Said]
+"""A decision, and the Consent that made it; None where none decides."""
 
 
-def _recent(said: list[tuple[Consent, Said]], now: dt.datetime) -> Said:
+def _strictest(said: list[tuple[Consent, Said]]) -> By:
+    """A deny among them, else a permit."""
+    permit: By = (None, NOTHING)
+    for one in said:
+        decision = one[1].decision
+        if decision is DENY:
+            return one
+        if decision is PERMIT and permit[0] is None:
+            permit = one
+    return permit
+
+
+def _recent(said: list[tuple[Consent, Said]], now: dt.datetime) -> By:
     """What the most recent Consent that decides says; where a date leaves it open, a deny is as recent as may be, a permit as old.
 
     A date is the span that it names; without one, or with one to come, it may be any time.
     """
-    best: tuple[dt.datetime, int, Said] | None = None
+    best: tuple[dt.datetime, int] | None = None
+    found: By = (None, NOTHING)
     for consent, answer in said:
         if answer.decision is SILENT:
             continue
         low, high = consent.when if consent.when is not None and consent.when[0] <= now else (EARLIEST, LATEST)
-        row = (high, 1, answer) if answer.decision is DENY else (low, 0, answer)
-        if best is None or row[:2] > best[:2]:
-            best = row
-    return best[2] if best is not None else NOTHING
+        row = (high, 1) if answer.decision is DENY else (low, 0)
+        if best is None or row > best:
+            best, found = row, (consent, answer)
+    return found
 
 
 def forbidden(residuals: Iterable[Provision], asking: Asking, about: About) -> str:

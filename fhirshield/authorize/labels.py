@@ -55,14 +55,15 @@ def labels_of(
     return Labels(max(ranks, default=sensitivity.least), frozenset(kinds), stored, whole=True, own=said)
 
 
-def unlabelled(resource: Any, sensitivity: Sensitivity | None) -> Labels | None:
-    """The labels of what, at the first glance, has none and leads to nothing; None for what needs a closer look."""
+def unlabelled(resource: Any, sensitivity: Sensitivity | None, text: bytes | None = None) -> Labels | None:
+    """The labels of what, at the first glance, has none and leads to nothing; None for what needs a closer look.
+
+    ``text`` is what it came in, where that is at hand.
+    """
     if sensitivity is None or sensitivity.sources or resource["resourceType"] in sensitivity.inherit:
         return None
-    codes = codes_of(resource)
-    if codes is None or any(map(sensitivity.may_tell, codes)):
-        return None
-    return sensitivity.nothing
+    codes = codes_of(resource, text)
+    return None if codes is None or sensitivity.may_tell_any(codes) else sensitivity.nothing
 
 
 def _kinds(security: frozenset[Code]) -> set[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from fhirshield.authorize.circumstances import Circumstances
 from fhirshield.authorize.standing import RuleRow, ScopeRow, Standing, TypeStanding
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import is_about_nobody, patients_of
-from fhirshield.model import Reason, Verdict
-
-Judge = Callable[[Any, str, bool], Verdict]
+from fhirshield.model import Judge, Reason, Verdict
 
 _UNKNOWN_TYPE = Verdict(False, Reason.UNKNOWN_TYPE)
 _LOOSE_BINARY = Verdict(False, Reason.NO_RULE)
@@ -27,7 +25,7 @@ def judge_for(
     bases = standing.bases
     also = rule_letter in "vh"  # what was is shown to nobody who may not see what is
 
-    def judge(resource: Any, letter: str, careful: bool) -> Verdict:
+    def judge(resource: Any, letter: str, careful: bool, text: bytes | None = None) -> Verdict:
         name = resource.get("resourceType") if type(resource) is dict else None
         found = standing.of(name) if type(name) is str else None
         if found is None:
@@ -52,7 +50,7 @@ def judge_for(
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in found.allows:
             if allows(row, verb, resource) or (beside and allows_beside(row, verb, resource)):
-                refused, labels = circumstances.judged(resource, came) if guarded else (None, ())
+                refused, labels = circumstances.judged(resource, came, text) if guarded else (None, ())
                 if refused is not None:
                     return Verdict(False, *refused)
                 return Verdict(True, Reason.PERMITTED, row.rule.id, obligations_on(found, resource), labels)

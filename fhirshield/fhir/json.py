@@ -56,6 +56,11 @@ def decode(body: bytes, depth: int = 64) -> Any:
 
     Raises MalformedFhir, whose text never quotes the content; for duplicate names and for more than ``depth`` levels too.
     """
+    return decoded(body, depth)[0]
+
+
+def decoded(body: bytes, depth: int = 64) -> tuple[Any, bytes]:
+    """The same, with the value's text as ``encode`` writes it: no space between, no name with an escape that it does not need."""
     try:
         value = _decoder.decode(body)
         again = encode(value)
@@ -65,7 +70,7 @@ def decode(body: bytes, depth: int = 64) -> Any:
         _refuse_duplicates(body)
     if not _surely_flat(body, depth // 2):
         _walk(value, depth, lambda text: None)
-    return value
+    return value, again
 
 
 MOST_VALUES = 50_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from fhirshield.fhir.glance import glance
@@ -46,6 +46,23 @@ def _readers(resource_type: str) -> tuple[Callable[[Any], list[tuple[str, Any]]]
     return reader(tuple(w for w in ways if not w.target)), reader(tuple(w for w in ways if w.target))
 
 
+@cache
+def _only(resource_type: str) -> str:
+    """The element of the resource itself that alone says whom one of this type is about; empty where more do."""
+    ways = subject_ways(resource_type)
+    steps = {way.steps for way in ways}
+    whole = len(steps) == 1 and any(not way.target for way in ways)
+    (name, field, _), *more = next(iter(steps)) if whole else (("", "", ""),)
+    return "" if more or field else name
+
+
+@lru_cache(maxsize=16384)
+def _patient(text: str, bases: tuple[str, ...]) -> Patients | None:
+    """The patient whom a reference names."""
+    named = literal(text, bases)
+    return frozenset((named.id,)) if named is not None and named.type == "Patient" else None
+
+
 def patients_of(resource: Any, bases: tuple[str, ...]) -> Patients | None:
     """The ids of the patients that a resource is about; None where it also names, or only names, something else.
 
@@ -58,6 +75,10 @@ def patients_of(resource: Any, bases: tuple[str, ...]) -> Patients | None:
         return frozenset({own}) if isinstance(own, str) else None
     if not isinstance(resource_type, str) or not has_subject(resource_type):
         return None
+    name = _only(resource_type)
+    only = resource.get(name) if name else None
+    if type(only) is dict and type(text := only.get("reference")) is str:  # the common case, which the rest comes to as well
+        return _patient(text, bases)
     plain, filtered = _readers(resource_type)
     found: set[str] = set()
     for _, value in plain(resource):
@@ -86,7 +107,7 @@ def people_of(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], P
     whom a Bundle's resources are about, all whom anything else names.
     """
     kind = resource.get("resourceType")
-    if kind != "Patient" and kind not in _HOLDING and _contains_patient(resource):
+    if "contained" in resource and kind != "Patient" and kind not in _HOLDING and _contains_patient(resource):
         return None
     if has_subject(kind):
         return patients_of(resource, bases)

@@ -185,9 +185,10 @@ class AboutAnswer:
         inherit = self._asked.inherit
         wanted: set[Literal] = set()
         for resource in resources:
-            texts = inherit(resource) if inherit is not None else ()
-            wanted |= {one for text in texts if (one := literal(text, bases)) is not None}
-            wanted.update(targets_of(resource, bases) if self._asked.consents else ())
+            if inherit is not None:
+                wanted.update([one for text in inherit(resource) if (one := literal(text, bases)) is not None])
+            if self._asked.consents and resource["resourceType"] == "Provenance":
+                wanted.update(targets_of(resource, bases))
         wanted -= facts.glances.keys()
         if not wanted:
             return
@@ -463,6 +464,17 @@ def _is_past(permit: Permit) -> bool:
 
 def _all_within(resource: Any) -> Iterable[Any]:
     """A resource and those within it that are judged by themselves."""
+    kind = resource.get("resourceType") if type(resource) is dict else None
+    if type(kind) is not str:
+        return []
+    return _each_within(resource) if "contained" in resource or kind in _HOLDING else [resource]
+
+
+_HOLDING = {"Bundle": "entry", "Parameters": "parameter"}
+"""Types that hold others, and in which element."""
+
+
+def _each_within(resource: Any) -> Iterable[Any]:
     waiting = [resource]
     while waiting:
         node = waiting.pop()
@@ -473,8 +485,8 @@ def _all_within(resource: Any) -> Iterable[Any]:
         if type(contained) is list:
             waiting.extend(one for one in contained if _is_of_somebody(one))
         kind = node["resourceType"]
-        rows = node.get({"Bundle": "entry", "Parameters": "parameter"}.get(kind, ""))
-        waiting.extend(_held(rows))
+        if kind in _HOLDING:
+            waiting.extend(_held(node.get(_HOLDING[kind])))
 
 
 def _is_of_somebody(node: Any) -> bool:

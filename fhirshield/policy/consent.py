@@ -28,9 +28,9 @@ MEANINGS = (*IMPLICIT, "ignore")
 """What a policy may be said to mean."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ConsentPolicy:
-    """How Consents are read."""
+    """How Consents are read. Compared by identity: what is compiled under it is kept with it."""
 
     implicit: str = "deny"
     recent_wins: bool = False

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fhirshield.errors import CriteriaError
-from fhirshield.fhir.glance import within
+from fhirshield.fhir.glance import Codes, within
 from fhirshield.fhir.v3 import RANKS, is_sensitivity
 from fhirshield.model import Labels
 
@@ -96,7 +96,8 @@ class Sensitivity:
     known: dict[Code, frozenset[str]] = field(default_factory=dict, repr=False)
     """What codes that were met before tell of."""
     plain: dict[str, Labels] = field(default_factory=dict, repr=False)
-    suspects: dict[str, bool] = field(default_factory=dict, repr=False)
+    suspects: dict[bytes, bool] = field(default_factory=dict, repr=False)
+    """Whether codes that were met before may be of the lists."""
 
     @property
     def nothing(self) -> Labels:
@@ -118,25 +119,32 @@ class Sensitivity:
             found |= known
         return found
 
+    def may_tell_any(self, codes: Codes) -> bool:
+        """Whether any of these codes may be one of the lists, whatever its system."""
+        suspects = self.suspects
+        for code in codes:
+            known = suspects.get(code)
+            if known is None:
+                if len(suspects) > _MOST_KNOWN:
+                    suspects.clear()
+                known = suspects[code] = b"\\" in code or self.may_tell(code.decode())
+            if known:
+                return True
+        return False
+
     def may_tell(self, code: str) -> bool:
         """Whether a code, of whatever system, may be one of the lists."""
-        known = self.suspects.get(code)
-        if known is None:
-            if len(self.suspects) > _MOST_KNOWN:
-                self.suspects.clear()
-            plain = normal(ICD_10_CM, code)
-            known = (
-                plain in self.systemless
-                or any(one in self.systemless for one in _CONCEPT.findall(code))
-                or any(
-                    one.startswith(normal(ICD_10_CM, prefix))
-                    for one in (plain, *_CONCEPT.findall(code))
-                    for rows in self.prefixes.values()
-                    for prefix, _ in rows
-                )
+        plain = normal(ICD_10_CM, code)
+        return (
+            plain in self.systemless
+            or any(one in self.systemless for one in _CONCEPT.findall(code))
+            or any(
+                one.startswith(normal(ICD_10_CM, prefix))
+                for one in (plain, *_CONCEPT.findall(code))
+                for rows in self.prefixes.values()
+                for prefix, _ in rows
             )
-            self.suspects[code] = known
-        return known
+        )
 
     def _kinds(self, system: str, code: str) -> frozenset[str]:
         spelled = system_of(system)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fhirshield.fhir.absent import marker
@@ -49,6 +49,12 @@ class Work:
     deep: bool
     named: bool
     """The upstream's own URL may stand in the text."""
+    texts: dict[int, bytes] = field(default_factory=dict)
+    """What resources came in, by identity, until they are judged."""
+
+    def judged(self, resource: Any, letter: str) -> Verdict:
+        """What the judge says of a resource as it came."""
+        return self.permit.judge(resource, letter, self.careful, self.texts.pop(id(resource), None))
 
 
 class Redactor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from fhirshield.fhir.glance import texts_within
 from fhirshield.fhir.including import reached
 from fhirshield.fhir.interaction import Kind
 from fhirshield.fhir.json import encode
@@ -50,11 +51,13 @@ class Searchset:
         self._links: list[dict[str, str]] = []
         self._full = False
         self._understood = False
+        self._texts: dict[int, bytes] = {}
         self.tally = Tally()
 
     def add(self, answer: Answer) -> Target | None:
         """Take an upstream page; where the next one is, if it has to be read before this page is whole."""
         entries = answer.resource.get("entry", [])
+        self._texts = _texts(answer)
         self._check_understood(answer)
         permit = self._permit
         for entry in entries if permit.shape.includes else ():
@@ -181,7 +184,8 @@ class Searchset:
     # --- entries --------------------------------------------------------------------------------------------------
 
     def _work(self, answer: Answer, tally: Tally) -> Work:
-        return Work(self._permit, tally, self._redactor.tools(self._permit), answer.careful, answer.deep, answer.named)
+        permit = self._permit
+        return Work(permit, tally, self._redactor.tools(permit), answer.careful, answer.deep, answer.named, self._texts)
 
     def _made(self, entry: dict[str, Any], work: Work, *, keep: bool = True) -> dict[str, Any] | None:
         """The entry of a match, None where it is withheld; ``keep`` it for includes to start from."""
@@ -192,7 +196,7 @@ class Searchset:
         if resource.get("resourceType") != permit.interaction.type:
             add(work.tally.withheld, Reason.UPSTREAM_MALFORMED)
             return None
-        body = self._redactor.body(resource, permit.judge(resource, "s", work.careful), work, permit.rejudge)
+        body = self._redactor.body(resource, work.judged(resource, "s"), work, permit.rejudge)
         if body is None:
             return None
         identity = resource.get("id")
@@ -223,7 +227,7 @@ class Searchset:
         if type(resource) is not dict:
             return
         work = self._work(answer, Tally())
-        body = self._redactor.body(resource, self._permit.judge(resource, "i", work.careful), work)
+        body = self._redactor.body(resource, work.judged(resource, "i"), work)
         identity = resource.get("id")
         if body is not None and isinstance(identity, str):
             key = Literal(resource["resourceType"], identity)
@@ -270,6 +274,16 @@ def join(tally: Tally, other: Tally) -> None:
 def _asked(permit: Permit) -> int:
     """The ``_count`` of the search; 0 without one."""
     return next((int(p.value[:9]) for p in permit.interaction.parameters if p.name == "_count"), 0)
+
+
+def _texts(answer: Answer) -> dict[int, bytes]:
+    """What each resource of a page came in, where labels are computed."""
+    if not answer.text or not answer.plan.permit.labelled:
+        return {}
+    entries = answer.resource.get("entry", ())
+    resources = [one for entry in entries if type(one := entry.get("resource")) is dict]
+    texts = texts_within(answer.text, resources)
+    return dict(zip(map(id, resources), texts, strict=True)) if texts is not None else {}
 
 
 def _mode(entry: dict[str, Any]) -> str:
