@@ -159,7 +159,7 @@ def consent_policy(settings: Settings) -> ConsentPolicy | None:
     if row is None:
         return None
     policies = tuple(sorted(row.policies.items()))
-    return ConsentPolicy(row.default, row.recent_wins, row.own_record, row.exempt_roles, policies)
+    return ConsentPolicy(row.default, row.recent_wins, row.own_record, row.exempt_roles, policies=policies)
 
 
 def build(settings: Settings) -> Entrance:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from fhirshield.authorize.about import About
 from fhirshield.authorize.asking import Asking
-from fhirshield.authorize.consent import decide, forbidden
+from fhirshield.authorize.consent import decide, denied, forbidden
 from fhirshield.fhir.glance import Code
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import Patients, has_subject, patients_of, people_of
@@ -19,11 +19,26 @@ Refusal = tuple[Reason, str]
 """Why a resource is withheld, and what says so: a Consent with the path of its provision, or a rule."""
 
 
+class Ruling(NamedTuple):
+    """What they say of one resource."""
+
+    refused: Refusal | None = None
+    labels: tuple[Code, ...] = ()
+    """What it leaves with besides what is stored."""
+    elements: frozenset[str] | None = None
+    """What of ``ConsentElement.names`` its patients deny; None where that is not known, which hides all of them."""
+
+
+OPEN = Ruling()
+NO_ELEMENTS: frozenset[str] = frozenset()
+
+
 class Circumstances:
     """The circumstances of one exchange. ``action`` is what is done with resources: ``read``, ``create`` or ``change``."""
 
     def __init__(self, rules: RuleSet, applied: Applied, principal: Principal, situation: Situation, action: str = "read") -> None:
         self._consent = rules.consent if applied.consents else None
+        self._elements = bool(applied.elements)
         self._sensitivity = rules.sensitivity
         self._facts: Facts = situation.facts
         self._bases = situation.bases
@@ -40,14 +55,32 @@ class Circumstances:
 
     def refuse(self, resource: Any, letter: str = "") -> Refusal | None:
         """Why this resource is withheld, if it is."""
-        return self.judged(resource, letter)[0]
+        return self.judged(resource, letter).refused
 
-    def judged(self, resource: Any, letter: str = "", text: bytes | None = None) -> tuple[Refusal | None, tuple[Code, ...]]:
-        """The same, with the labels that it leaves with. Of what is contained (``c``) only whom it is about besides is asked."""
+    def judged(self, resource: Any, letter: str = "", text: bytes | None = None) -> Ruling:
+        """All that they say. Of what is contained (``c``) only whom it is about besides is asked."""
         about = About(resource, self._sensitivity, self._bases, self._facts, self._today, text)
         refused = self._refused(about, letter)
-        labels = about.labels if refused is None and self._clearance is not None and letter not in {"b", "c"} else None
-        return refused, labels.own if labels is not None else ()
+        if refused is not None:
+            return Ruling(refused)
+        labels = about.labels if self._clearance is not None and letter not in {"b", "c"} else None
+        elements = self._denied(about, letter) if self._elements else NO_ELEMENTS
+        return Ruling(None, labels.own if labels is not None else (), elements)
+
+    def _denied(self, about: About, letter: str) -> frozenset[str] | None:
+        """The elements that a resource's patients deny this caller."""
+        patients = self._about(about, letter) if letter != "b" else None
+        if self._consent is None or not patients:
+            return None
+        if patients == self._own or self._facts.replaces("consent", patients):
+            return NO_ELEMENTS
+        known = [self._facts.consents.get(patient) for patient in patients]
+        if None in known:
+            return None
+        found = [
+            denied(one, self._consent, self._asking, about) for of in known if of is not None for one in (of.consents, of.linked)
+        ]
+        return NO_ELEMENTS.union(*found)
 
     def _refused(self, about: About, letter: str) -> Refusal | None:
         if self._clearance is not None and letter not in {"b", "c"} and not self._replaced("clearance", about):
@@ -65,7 +98,7 @@ class Circumstances:
 
     def _consents(self, about: About, letter: str) -> Refusal | None:
         assert self._consent is not None
-        patients = self._contained(about) if letter == "c" else people_of(about.resource, self._bases, self._subjects)
+        patients = self._about(about, letter)
         if patients is None:
             return Reason.NO_PATIENT, ""
         if patients == self._own or (self._facts.grant is not None and self._facts.replaces("consent", patients)):
@@ -83,6 +116,9 @@ class Circumstances:
             if said.decision is not Decision.PERMIT:
                 return Reason.CONSENT_UNSUPPORTED if said.unsupported else Reason.NO_CONSENT, said.why
         return None
+
+    def _about(self, about: About, letter: str) -> Patients | None:
+        return self._contained(about) if letter == "c" else people_of(about.resource, self._bases, self._subjects)
 
     def _replaced(self, conjunct: str, about: About) -> bool:
         """Whether an emergency replaces a conjunct for all whom a resource is about."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from fhirshield.authorize.about import About
-from fhirshield.authorize.asking import Asking, any_of
+from fhirshield.authorize.asking import Answer, Asking, any_of
 from fhirshield.authorize.provision import matches_resource
 from fhirshield.fhir.consent import R5, Actor, Consent, Provision
 from fhirshield.fhir.ordered import EARLIEST, LATEST
@@ -46,6 +46,8 @@ class Node:
     of_resource: bool
     """Some of its attributes, or of its exceptions', ask about the resource."""
     exceptions: tuple[Node, ...]
+    elements: frozenset[str] = frozenset()
+    """What it denies are these elements (``ConsentElement.names``), not resources."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +63,8 @@ class Terms:
     """What it asks of the resource are its type and labels alone."""
     verified: bool
     grantees: tuple[Actor, ...]
+    elements: bool
+    """Some of its provisions deny elements."""
 
 
 MOST_TERMS = 4096
@@ -84,7 +88,7 @@ def _value(provision: Provision | None) -> Hashable:
     """All that a provision says, as a value."""
     if provision is None:
         return None
-    own = tuple(getattr(provision, name) for name in ("path", "permits", *_ATTRIBUTES, "beyond", "vague"))
+    own = tuple(getattr(provision, name) for name in ("path", "permits", *_ATTRIBUTES, "beyond", "expression", "vague"))
     return (*own, tuple(map(_value, provision.inner)))
 
 
@@ -100,15 +104,28 @@ def _compiled(consent: Consent, policy: ConsentPolicy) -> Terms:
     nodes: tuple[Node, ...] = ()
     if root is not None and not fault:
         try:
-            nodes = tuple(_nodes(root, _kind(root, consent, meanings), ()))
+            nodes = tuple(_nodes(root, _kind(root, consent, meanings), (), policy.elements))
         except _Untyped as untyped:
             fault = f"`{untyped.args[0]}` says neither permit nor deny"
     silent = root is None or (root.permits is None and not root.inner)
     if silent and all(meaning == "ignore" for meaning in meanings):
         fault = fault or "it has neither a provision nor a policy that decides"
-    labels = all(_asks_labels(one) for one in consent.provisions())
+    every = list(_every(nodes))
+    labels = all(_asks_labels(one.provision) for one in every)
     of_resource = any(node.of_resource for node in nodes)
-    return Terms(nodes, tuple(meanings), fault, of_resource, labels, consent.verified, consent.grantees)
+    elements = any(one.elements for one in every)
+    return Terms(nodes, tuple(meanings), fault, of_resource, labels, consent.verified, consent.grantees, elements)
+
+
+def _every(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Nodes with all that are exceptions of them, each once."""
+    waiting, seen = list(nodes), set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            waiting += node.exceptions
 
 
 class _Untyped(Exception):
@@ -127,7 +144,7 @@ def _kind(root: Provision, consent: Consent, meanings: list[str]) -> bool | None
     return None
 
 
-def _nodes(provision: Provision, permits: bool | None, more: tuple[Node, ...]) -> Iterator[Node]:
+def _nodes(provision: Provision, permits: bool | None, more: tuple[Node, ...], elements: frozenset[str]) -> Iterator[Node]:
     """A provision and those of its kind in it, side by side; ``more`` are exceptions that it has besides its own.
 
     Exceptions are shared by all that have them, and answered once for a resource: the work grows with what was written.
@@ -135,15 +152,32 @@ def _nodes(provision: Provision, permits: bool | None, more: tuple[Node, ...]) -
     inner = [_typed(one, permits) for one in provision.inner]
     if permits is None:  # it decides nothing itself: what stands in it does, with its attributes
         for one in inner:
-            yield from _nodes(_merged(provision, one), one.permits, more)
+            yield from _nodes(_merged(provision, one), one.permits, more, elements)
         return
-    own = tuple(node for one in inner if one.permits is not permits for node in _nodes(one, one.permits, ()))
+    own = tuple(node for one in inner if one.permits is not permits for node in _nodes(one, one.permits, (), elements))
     exceptions = (*own, *more)
-    asks = _asks_resource(provision) or any(node.of_resource for node in exceptions)
-    yield Node(provision, permits, asks, exceptions)
+    for part, names in _parts(provision, elements) if elements and not permits else ((provision, frozenset[str]()),):
+        asks = _asks_resource(part) or any(node.of_resource for node in exceptions)
+        yield Node(part, permits, asks, exceptions, names)
     for one in inner:
         if one.permits is permits:
-            yield from _nodes(_merged(provision, one), permits, exceptions if permits else ())
+            yield from _nodes(_merged(provision, one), permits, exceptions if permits else (), elements)
+
+
+def _parts(deny: Provision, elements: frozenset[str]) -> Iterator[tuple[Provision, frozenset[str]]]:
+    """A deny as one of the elements that it names, and as one of whatever else it says; each with its elements."""
+    named = {f"{system}|{code}" for system, code in deny.codes} & elements
+    says = {deny.expression} & elements
+    if not named and not says:
+        yield deny, frozenset()
+        return
+    rest = tuple((system, code) for system, code in deny.codes if f"{system}|{code}" not in named)
+    if says:  # the codes, where it has others, still say of which resources
+        yield replace(deny, codes=rest, beyond=False), frozenset(says | named)
+        return
+    yield replace(deny, codes=(), vague=deny.vague - {"codes"}), frozenset(named)
+    if rest or "codes" in deny.vague:
+        yield replace(deny, codes=rest), frozenset()
 
 
 def _typed(inner: Provision, outer: bool | None) -> Provision:
@@ -277,16 +311,72 @@ def _answer(node: Node, asking: Asking, about: About) -> Said:
 
 
 def _worked_out(node: Node, asking: Asking, about: About) -> Said:
-    """What a provision says: silent where it does not match, the worse of both where it may."""
+    """What a provision says: silent where it does not match, the worse of both where it may; of elements, nothing of the whole."""
+    match = False if node.elements else _match(node, asking, about)
+    if match is False:
+        return NOTHING
+    return _own(node, match, asking, about)
+
+
+def _match(node: Node, asking: Asking, about: About) -> Answer:
     match = asking.matches(node.provision, node.permits)
     if match is not False:
         of_resource = matches_resource(node.provision, node.permits, about)
         match = False if of_resource is False else None if match is None else of_resource
-    if match is False:
-        return NOTHING
+    return match
+
+
+def _own(node: Node, match: Answer, asking: Asking, about: About) -> Said:
+    """What a provision that matches says, with its exceptions."""
     own = Said(PERMIT if node.permits else DENY, node.provision.path)
     within = _strictest_of((_answer(one, asking, about) for one in node.exceptions), own)
     return within if match is True else min(within, NOTHING)
+
+
+def denied(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking, about: About) -> frozenset[str]:
+    """The elements of a resource that one patient's Consents deny; all where that cannot be decided."""
+    labels = about.labels if about.type not in _DOCUMENTS else None
+    key = ("elements", consents, about.type, labels)
+    found: frozenset[str] | None = asking.said.get(key) if labels is not None else None
+    if found is None:
+        found = _denied(consents, policy, asking, about)
+        if labels is not None and all(_asks_no_more(one, policy) for one in consents):
+            asking.said[key] = found
+    return found
+
+
+def _denied(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking, about: About) -> frozenset[str]:
+    try:
+        since = _since(consents, policy, asking, about) if policy.recent_wins else EARLIEST
+        found: set[str] = set()
+        for consent in consents:
+            terms = compiled(consent, policy)
+            old = consent.when is not None and consent.when[1] < since
+            if terms.elements and not old and applies(consent, asking) is not False:
+                found |= _elements(terms, asking, about)
+        return frozenset(found)
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError):
+        return policy.elements
+
+
+def _since(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking, about: About) -> dt.datetime:
+    """The date of the most recent Consent that decides: what older ones say of elements does not count."""
+    by, _ = _recent([(one, said_by(one, policy, asking, about)) for one in consents], asking.now)
+    return by.when[0] if by is not None and by.when is not None and by.when[0] <= asking.now else EARLIEST
+
+
+def _elements(terms: Terms, asking: Asking, about: About) -> set[str]:
+    """The elements that a Consent denies: by provisions that may match, those around them too, unless a permit within does."""
+    waiting, seen, found = list(terms.nodes), set[int](), set[str]()
+    while waiting:
+        node = waiting.pop()
+        match = _match(node, asking, about) if id(node) not in seen else False
+        seen.add(id(node))
+        if match is not False:
+            waiting += node.exceptions
+            if node.elements and _own(node, match, asking, about).decision is DENY:
+                found |= node.elements
+    return found
 
 
 def _strictest_of(answers: Iterable[Said], otherwise: Said) -> Said:

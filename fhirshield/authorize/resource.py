@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fhirshield.authorize.circumstances import Circumstances
+from fhirshield.authorize.circumstances import OPEN, Circumstances, Ruling
 from fhirshield.authorize.standing import RuleRow, ScopeRow, Standing, TypeStanding
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import is_about_nobody, patients_of
@@ -41,8 +41,10 @@ def judge_for(
             if denies(row, rule_letter, resource) or (also and denies(row, "r", resource)) or denies(row, verb, resource):
                 return Verdict(False, Reason.DENIED_BY_RULE, row.rule.id)
         if letter == "c":
-            refused = circumstances.refuse(resource, "c") if guarded else None
-            return Verdict(False, *refused) if refused else Verdict(True, Reason.PERMITTED, "", obligations_on(found, resource))
+            said = circumstances.judged(resource, "c") if guarded else OPEN
+            return (
+                Verdict(False, *said.refused) if said.refused else Verdict(True, Reason.PERMITTED, "", bound(found, resource, said))
+            )
         beside = letter == "b" or (letter == "i" and stands_beside(resource, found, patient, bases))
         came, letter = letter, "r" if letter in {"b", "i"} else letter
         if not any(scope_grants(row, letter, resource, found, patient, bases, beside=beside) for row in found.scopes):
@@ -50,10 +52,10 @@ def judge_for(
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in found.allows:
             if allows(row, verb, resource) or (beside and allows_beside(row, verb, resource)):
-                refused, labels = circumstances.judged(resource, came, text) if guarded else (None, ())
-                if refused is not None:
-                    return Verdict(False, *refused)
-                return Verdict(True, Reason.PERMITTED, row.rule.id, obligations_on(found, resource), labels)
+                said = circumstances.judged(resource, came, text) if guarded else OPEN
+                if said.refused is not None:
+                    return Verdict(False, *said.refused)
+                return Verdict(True, Reason.PERMITTED, row.rule.id, bound(found, resource, said), said.labels)
         return Verdict(False, Reason.NO_RULE)
 
     return judge
@@ -102,12 +104,15 @@ def in_patients_set(resource: Any, found: TypeStanding, patient: str, bases: tup
     return found.open_to_all or patients_of(resource, bases) == frozenset((patient,))
 
 
-def obligations_on(found: TypeStanding, resource: Any) -> int:
-    """The obligations whose criteria are not certainly false here, as bits."""
+def bound(found: TypeStanding, resource: Any, said: Ruling) -> int:
+    """The obligations that are not certainly idle here, as bits: by their criteria, and by what Consents say of elements."""
     bits = found.always
     for bit, judge in found.obligations:
         if judge(resource) is not False:
             bits |= bit
+    for bit, names in found.consented if said.elements is not None else ():
+        if names.isdisjoint(said.elements or ()):
+            bits &= ~bit
     return bits
 
 

@@ -71,6 +71,8 @@ class TypeStanding:
     obligations: tuple[tuple[int, Judge], ...]
     """Those with criteria, each with its bit; the rest are in ``always``."""
     always: int
+    consented: tuple[tuple[int, frozenset[str]], ...]
+    """Those that hold only where a Consent denies one of these, each with its bit."""
     withheld_by: str
     """The rule that withholds the type whole, or empty."""
     open_to_all: bool
@@ -115,6 +117,7 @@ class Standing:
             denies=self._rows(name, allow=False),
             obligations=tuple((1 << i, judge) for i, o in enumerate(obligations) if (judge := self._where(o))),
             always=sum(1 << i for i, o in enumerate(obligations) if not self._where(o)),
+            consented=tuple((1 << i, o.consent) for i, o in enumerate(obligations) if o.consent),
             withheld_by=self._withheld_by(name),
             open_to_all=not has_subject(name)
             and name not in _OF_SOMEBODY
@@ -148,7 +151,8 @@ class Standing:
         return (*self._ruled(name), *self._opaque(name))
 
     def _ruled(self, name: str) -> tuple[Obligation, ...]:
-        return tuple(o for rule in self.applied.redact for o in rule.redact if o.type == name)
+        rules = tuple(o for rule in self.applied.redact for o in rule.redact if o.type == name)
+        return (*rules, *(o for o in self.applied.elements if o.type == name)) if self.applied.elements else rules
 
     # --- content that no redaction looks into ---------------------------------------------------------------------
 
@@ -246,7 +250,7 @@ class Standing:
             return True
         if any(rule.withheld for rule in self.applied.redact):
             return True
-        types = {o.type for rule in self.applied.redact for o in rule.redact}
+        types = {o.type for rule in self.applied.redact for o in rule.redact} | {o.type for o in self.applied.elements}
         return any(touches_name(self._ruled(t), t) or touches_identifier(self._ruled(t)) for t in types & NAMING.keys())
 
     def _name(self) -> Naming:

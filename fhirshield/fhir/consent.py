@@ -80,6 +80,8 @@ class Provision:
     data: tuple[Data, ...] = ()
     beyond: bool = False
     """It asks for something that cannot be known here (R5 ``expression``)."""
+    expression: str = ""
+    """The FHIRPath of that."""
     vague: frozenset[str] = frozenset()
     """Attributes of which some value is in words alone: what their codes do not match may be meant all the same."""
     inner: tuple[Provision, ...] = ()
@@ -284,6 +286,12 @@ _ATTRIBUTES = {
 }
 
 
+def _fhirpath(expression: Any) -> str:
+    """The text of an Expression in FHIRPath."""
+    told = type(expression) is dict and expression.get("language") in {"text/fhirpath", None}
+    return str(expression.get("expression", "")) if told else ""
+
+
 def _is_worded(concept: Any) -> bool:
     """Whether a concept, or a coding of it, has no code."""
     codings = concept.get("coding", [])
@@ -321,6 +329,7 @@ class _Reader:
             data_period=_span(row.get("dataPeriod")),
             data=tuple(self._data(one) for one in row.get("data", [])),
             beyond="expression" in row,
+            expression=_fhirpath(row.get("expression")),
             vague=frozenset(vague),
             inner=tuple(
                 self.provision(one, f"{path}.provision[{place}]", nested=True) for place, one in enumerate(row.get("provision", []))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fhirshield.model import Emergency, Principal, Situation
+from fhirshield.model import Emergency, Obligation, Principal, Situation
 from fhirshield.policy.consent import ConsentPolicy
 from fhirshield.policy.rule import NORMAL, POLICY_TYPES, Clearance, Rule, Rules, Who
 
@@ -32,6 +32,8 @@ class Applied:
     """How sensitive what the caller sees may be; None where rules say nothing of sensitivity."""
     consents: bool = False
     """Patients' Consents are asked."""
+    elements: tuple[Obligation, ...] = ()
+    """What these may hide of what they let through."""
     residual: bool = False
     """The token leaves something to be enforced."""
     emergencies: tuple[Emergency, ...] = ()
@@ -57,7 +59,9 @@ class RuleSet:
 
     def __init__(self, rules: Rules, consent: ConsentPolicy | None = None) -> None:
         self.rules = rules.rules
-        self.consent = consent
+        self.elements = rules.elements
+        names = frozenset[str]().union(*(one.names for one in rules.elements))
+        self.consent = replace(consent, elements=names) if consent is not None and names else consent
         self.sensitivity = rules.sensitivity
         self.relationships = {one.name: one for one in rules.relationships}
         self.read_types = POLICY_TYPES.union(*(one.types for one in rules.relationships))
@@ -97,7 +101,8 @@ class RuleSet:
             tuple(rule for rule, answer in answers if (rule.redact or rule.withheld) and answer is not False),
             tuple(rule for rule, answer in answers if rule.reveal and answer is True),
             self._clearance(rule.clearance for rule, answer in answers if rule.clearance and answer is True),
-            self.consent is not None and not principal.roles & self.consent.exempt_roles,
+            (asked := self.consent is not None and not principal.roles & self.consent.exempt_roles),
+            tuple(obligation for one in self.elements for obligation in one.redact) if asked else (),
             bool(principal.residuals),
             tuple(rule.emergency for rule, answer in answers if rule.emergency and answer is True),
             tuple(rule for rule, answer in before if answer is True and not _strong(rule.who, principal, now)),

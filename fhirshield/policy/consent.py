@@ -39,6 +39,8 @@ class ConsentPolicy:
     """A patient may read what is about that patient alone without a Consent."""
     exempt_roles: frozenset[str] = frozenset()
     """Roles whose callers no Consent is asked of."""
+    elements: frozenset[str] = frozenset()
+    """What provisions may name that hides elements (``ConsentElement.names``)."""
     policies: tuple[tuple[str, str], ...] = ()
     """(URI of a policy or ``system|code`` of a policy rule, one of MEANINGS)"""
     _meanings: dict[str, str] = field(init=False, compare=False, repr=False, default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from fhirshield.policy.rule import (
     SECURITY,
     Authentication,
     Clearance,
+    ConsentElement,
     Grant,
     Operation,
     Reveal,
@@ -69,6 +71,7 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
     digest = hashlib.sha256()
     labelled: list[tuple[str, Sensitivity]] = []
     relationships: list[Relationship] = []
+    elements: list[ConsentElement] = []
     for name, text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
         try:
@@ -84,6 +87,7 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
                 rules.append(_rule(found, index, row, faults, known))
         if not wrong:
             relationships += _relationships(found, faults)
+            elements += _consent_elements(found, faults, known, {one.id for one in elements})
         if not wrong and "sensitivity" in found.value:
             labelled.append((found.where(("sensitivity",)), _sensitivity(found, name, faults, digest)))
         if not wrong:
@@ -102,7 +106,7 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
     if faults:
         raise OperatorError(sorted(faults, key=_place))
     sensitivity = labelled[0][1] if labelled else None
-    return Rules(tuple(rules), frozenset(extensions), digest.hexdigest(), sensitivity, tuple(relationships))
+    return Rules(tuple(rules), frozenset(extensions), digest.hexdigest(), sensitivity, tuple(relationships), tuple(elements))
 
 
 _PLACES = "{fhirUser}, {fhirUser.id}, {organization}, {patient} or a mapped claim"
@@ -127,6 +131,30 @@ def _relationships(found: Document, faults: list[Fault]) -> list[Relationship]:
                 remedy = f"ask for a type with a patient, by {_PLACES}"
                 faults.append(found.fault(key, f"`{text}` leads from the caller to no patients", remedy))
         made.append(Relationship(name, tuple(row["patients_of"]), duration(row.get("max_age", "30s")), frozenset(types)))
+    return made
+
+
+def _consent_elements(found: Document, faults: list[Fault], known: Terminology, taken: set[str]) -> list[ConsentElement]:
+    """Elements that Consents may deny; each code or expression stands for one of them."""
+    made = []
+    for place, row in enumerate(found.value.get("consent_elements", ())):
+        key: Key = ("consent_elements", place)
+        obligations: list[Obligation] = []
+        for number, redaction in enumerate(row["redact"]):
+            at: Key = (*key, "redact", number)
+            if "withhold_type" in redaction:
+                text = "a Consent withholds resources by its own criteria; here it hides elements"
+                faults.append(found.fault(at, text, "remove `withhold_type`"))
+                continue
+            _redaction(found, at, row["id"], redaction, faults, obligations, set(), [], known)
+        if not row.keys() & {"codes", "expressions"}:
+            text = "no provision can name it"
+            faults.append(found.fault(key, text, "say by which `codes` or `expressions` provisions do"))
+        if row["id"] in taken:
+            faults.append(found.fault((*key, "id"), f"`{row['id']}` is taken", "give each its own"))
+        taken = taken | {row["id"]}
+        names = frozenset((*row.get("codes", ()), *row.get("expressions", ())))
+        made.append(ConsentElement(row["id"], names, tuple(replace(one, consent=names) for one in dict.fromkeys(obligations))))
     return made
 
 

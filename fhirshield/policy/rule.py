@@ -145,6 +145,16 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsentElement:
+    """Elements that patients may deny to others: what their Consents call them, and how they are hidden."""
+
+    id: str
+    names: frozenset[str]
+    """Codes as ``system|code``, and FHIRPath expressions."""
+    redact: tuple[Obligation, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """All rules of an installation, in the order of their files, and what stands beside them."""
 
@@ -155,3 +165,4 @@ class Rules:
     sensitivity: Sensitivity | None = None
     """What codes tell of, where the rules say."""
     relationships: tuple[Relationship, ...] = ()
+    elements: tuple[ConsentElement, ...] = ()

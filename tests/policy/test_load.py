@@ -260,7 +260,7 @@ def test_every_key_of_the_schema_is_known_to_this_test() -> None:
         "operations", "name", "input", "output", "affects", "opaque", "types", "most", "related", "hard", "relationships",
         "patients_of", "max_age", "sensitivity", "lists", "confidentiality", "inherit", "default", "minors", "under", "categories",
         "sources", "label", "parties", "meta_source", "clearance", "grade", "break_glass", "replaces", "time", "limit", "per", "lift",
-        "authentication", "acr", "amr",
+        "authentication", "acr", "amr", "consent_elements", "codes", "expressions",
     }  # fmt: skip
     assert _keys(schema_of("rules")) == keys
 
