@@ -153,7 +153,8 @@ class Stage:
         current = Stored(_again(there) if there is not None else None, "1" if there is not None else "")
         if interaction.kind is not Kind.CREATE and (denial := may_change(permit, current, self.rules)):
             raise Refused(denial)
-        drafted = draft(permit, current, self._written.image(permit, current), self.rules)
+        image = self._written.image(permit, current, self._written.edit(permit, current))
+        drafted = draft(permit, current, image, self.rules)
         if isinstance(drafted, Denial):
             raise Refused(drafted)
         decided = endorse(permit, drafted, found, self.rules)

@@ -77,7 +77,9 @@ class Before(Searches):
             raise Refused(not_found())
         if not creates and (denial := may_change(permit, stored, self._rules)):
             raise Refused(denial)
-        image = self._written.image(permit, stored)
+        edit = self._written.edit(permit, stored)
+        await self._gather.about(permit, [edit.new], gathered)
+        image = self._written.image(permit, stored, edit)
         await self._gather.about(permit, [image], gathered)
         drafted = draft(permit, stored, image, self._rules)
         if isinstance(drafted, Denial):

@@ -38,6 +38,14 @@ class _Seen:
     """Objects of the view with those stored."""
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a caller wants to be stored, beside the view that it edits."""
+
+    new: Any
+    seen: _Seen | None
+
+
 class Written:
     """Makes the images of writes, by the redaction that serves reads."""
 
@@ -45,20 +53,28 @@ class Written:
         self._redactor = redactor
         self._depth = depth
 
-    def image(self, permit: Permit, stored: Stored) -> Any:
-        """The whole resource that a create, an update or a patch would store; None for a delete. Raises Refused."""
+    def image(self, permit: Permit, stored: Stored, edit: Edit) -> Any:
+        """The whole resource that a create, an update or a patch would store; None for a delete. Raises Refused.
+
+        What the edit is about must have been gathered before, for what it comes to is judged, and may uncover nothing.
+        """
+        if edit.seen is None or permit.overwrites:
+            return edit.new
+        return self._merged(permit, stored, edit.seen, edit.new, permit.view(permit.interaction.type))
+
+    def edit(self, permit: Permit, stored: Stored) -> Edit:
+        """What the caller wants to be stored: its body, or its patch of what it sees. Raises Refused."""
         interaction = permit.interaction
         if stored.resource is None:
             if interaction.if_match:
                 raise Refused(_stale())
-            return _created(interaction.content, keep_id=interaction.kind is not Kind.CREATE)
-        view = permit.view(interaction.type)
+            return Edit(_created(interaction.content, keep_id=interaction.kind is not Kind.CREATE), None)
         whole = permit.overwrites
         seen = _Seen(stored.resource, stored.version, 0, []) if whole else self._seen(permit, stored)
         if interaction.if_match and interaction.if_match != seen.version:
             raise Refused(_stale())
         if interaction.kind is Kind.DELETE:
-            return None
+            return Edit(None, None)
         new = self._patched(interaction.content, seen.view) if interaction.kind is Kind.PATCH else interaction.content
         if type(new) is not dict or new.get("resourceType") != interaction.type or new.get("id") != interaction.id:
             raise Refused(Denial(422, Reason.MALFORMED_REQUEST, "invalid", "a write changes neither type nor id"))
@@ -66,7 +82,7 @@ class Written:
         new = _unmarked(new, stored.resource, whole=whole)
         if interaction.kind is Kind.UPDATE:
             _carry_labels(new, _unmarked(seen.view, stored.resource, whole=whole))
-        return new if whole else self._merged(permit, stored, seen, new, view)
+        return Edit(new, seen)
 
     def _patched(self, operations: Any, view: Any) -> Any:
         try:

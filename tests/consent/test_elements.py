@@ -189,3 +189,29 @@ def test_a_deny_of_elements_matches_where_one_of_resources_would(said: Any, with
     hidden = denied((part,), policy, *asked(row))
     assert (hidden == {CONTACT}) == (decide([whole], policy, *asked(row)).decision is Decision.DENY)
     assert decide([part], policy, *asked(row)).decision is Decision.PERMIT
+
+
+async def test_an_edit_that_makes_it_another_patients_uncovers_nothing_and_tells_nothing(tmp_path: Path) -> None:
+    """Found by pairs of servers: whose it would be was not yet known when the edit was held against what it uncovers."""
+    rules = {**RULES, "consent_elements": [{"id": "notes", "codes": [CONTACT], "redact": [
+        {"resources": ["Observation"], "path": "$.note", "with": "remove"}]}]}  # fmt: skip
+    on = {**ON, "upstreams": [{"hidden_narrative": "drop"}]}
+    async with ward(tmp_path, consent("c1", "a", denying()), consent("c2", "b", provision("permit")), settings=on, rules=rules) as (
+        here,
+        token,
+    ):
+        answers = []
+        for name, more in (("with", {"note": [{"text": "555"}]}), ("without", {})):
+            one = {
+                "resourceType": "Observation",
+                "id": name,
+                "status": "final",
+                "code": {"text": "x"},
+                "subject": {"reference": "Patient/a"},
+            }
+            here.store.save({**one, **more})
+            for change in ({"subject": {"reference": "Patient/b"}}, {"status": "amended"}):
+                body = json.dumps({**one, **change}).encode()
+                answers.append(await here.ask(f"/Observation/{name}", token, "PUT", data=body, headers={"Content-Type": "application/fhir+json"}))  # fmt: skip
+        assert [answer.status for answer in answers] == [403, 200, 403, 200] and answers[0].body == answers[2].body
+        assert not any(b"555" in answer.body for answer in answers)

@@ -17,7 +17,7 @@ from tests.consent.material import REASON, coding, consent, consent5, provision
 from tests.consent.test_tables import POLICY, asked
 from tests.parts import count
 
-EXAMPLES = count(3000, 300)
+EXAMPLES = count(1000, 300)
 ATTRIBUTES: dict[str, Any] = {
     "purpose": st.lists(st.sampled_from(("TREAT", "BTG", "HPAYMT", "HRESCH", "ETREAT")), min_size=1, max_size=2),
     "actor": st.sampled_from(("Practitioner/1", "Practitioner/2", "Group/g", "Organization/o1", "CST:Practitioner/1")),

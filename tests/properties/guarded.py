@@ -16,6 +16,13 @@ SETTINGS: dict[str, Any] = {
 }
 RULES: Any = {
     "sensitivity": {"lists": ["list.csv"], "inherit": ["Condition.evidence.detail"]},
+    "consent_elements": [
+        {
+            "id": "notes",
+            "codes": ["urn:elements|notes"],
+            "redact": [{"resources": ["Observation"], "path": "$.note", "with": "remove"}],
+        }
+    ],
     "relationships": {"treating": {"patients_of": ["Encounter?participant={fhirUser}&status=in-progress"]}},
     "rules": [
         {"id": "consented", "who": {"roles": ["consented", "cleared"]}, "allow": {**ALL, "delete_unseen": True}},
@@ -24,8 +31,11 @@ RULES: Any = {
     ],
 }
 HIDDEN_CLASS = provision("permit", provision("deny", cls="Condition"), purpose="TREAT")
+HIDDEN_NOTES = provision(
+    "permit", provision("deny", cls="Condition"), provision("deny", code="urn:elements|notes"), purpose="TREAT"
+)
 BASE: list[Event] = [
-    *(("save", consent(f"k{name}", name, HIDDEN_CLASS), 1) for name in ("p1", "p2", "p3")),
+    *(("save", consent(f"k{name}", name, HIDDEN_NOTES if name == "p1" else HIDDEN_CLASS), 1) for name in ("p1", "p2", "p3")),
     ("save", consent("kg1", "g1", provision("deny")), 1),
     ("save", consent("kg2", "g2", provision("permit"), policy=[{"uri": "urn:unheard-of"}]), 1),
     ("save", {"resourceType": "Encounter", "id": "ward", "status": "in-progress", "class": {"code": "IMP"}, "subject": {"reference": "Patient/p1"},
@@ -87,11 +97,13 @@ def untold(rng: random.Random, found: Resource) -> Resource:
         made["subject"].pop("display", None)
         if rng.random() < 0.7:
             made["subject"]["display"] = rng.choice(WORDS)
+        if made["subject"]["reference"] == "Patient/p1" and rng.random() < 0.7:  # who denies notes
+            made["note"] = [{"text": rng.choice(WORDS)}]
     return made
 
 
 CALLERS = (
-    Caller("consented", "user/*.cruds", denied, untold),
+    Caller("consented", "user/*.cruds", denied, untold, frozenset({"Observation"})),
     Caller("cleared", "user/*.cruds", sensitive, unnamed),
     Caller("treating", "user/*.cruds", unrelated, unnamed),
 )
