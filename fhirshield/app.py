@@ -33,6 +33,7 @@ from fhirshield.errors import Fault, OperatorError
 from fhirshield.forward import Forwarder
 from fhirshield.gather import AboutAnswer, Asked, Gatherer, Reading
 from fhirshield.gather.grants import Grants
+from fhirshield.model import Refused
 from fhirshield.outbound.credential import BearerFile, ClientCredentials, NoCredential
 from fhirshield.outbound.fhir_server import Credential as CredentialSource
 from fhirshield.outbound.fhir_server import FhirServer
@@ -49,7 +50,7 @@ from fhirshield.redact import Redactor
 from fhirshield.redact.written import Written
 from fhirshield.ring import Ring, load_key
 from fhirshield.serving import renew, secured, serving
-from fhirshield.settings import Credential, Issuer, Settings, Sink, Upstream, load
+from fhirshield.settings import ConsentSource, Credential, Issuer, Settings, Sink, Upstream, load
 from fhirshield.settings import Introspection as IntrospectionSettings
 from fhirshield.shield import Shield
 from fhirshield.state import ExpiringMap
@@ -278,14 +279,7 @@ def _gatherer(
     reading = Reading(server, settings.limits, forward_token=upstream.credential.forward)
     consent, source = settings.consent, None
     if consent is not None and consent.source is not None:
-        row = consent.source
-        client = Pool(
-            most=settings.limits.answer, connect=row.connect_timeout, answer=row.answer_timeout,
-            connections=settings.limits.concurrency,
-        )  # fmt: skip
-        pools.append(client)
-        kept = FhirServer(row.url, client, _credential(row.credential, ground.issuers))
-        source = Reading(kept, settings.limits, forward_token=False)
+        source = _reading(consent.source, settings, ground.issuers, pools)
     labelled = rules.sensitivity
     if upstream.credential.forward and (rules.relationships or labelled):
         text = "what labels and relationships rest on would be read as the caller, who may not see it"
@@ -300,6 +294,41 @@ def _gatherer(
     )
     about = AboutAnswer(asked, reading, source, ground.epochs, lambda key: ground.ring.digest("epochs", key.encode()))
     return Gatherer(reading, about)
+
+
+def _reading(row: ConsentSource | Upstream, settings: Settings, issuers: Client, pools: list[Client]) -> Reading:
+    client = Pool(
+        most=settings.limits.answer, connect=row.connect_timeout, answer=row.answer_timeout,
+        connections=settings.limits.concurrency,
+    )  # fmt: skip
+    pools.append(client)
+    server = FhirServer(row.url, client, _credential(row.credential, issuers))
+    return Reading(server, settings.limits, forward_token=False)
+
+
+async def stored_consents(settings: Settings) -> AsyncIterator[tuple[str, list[Any] | None]]:
+    """All active Consents, page by page, each with the URL of its source; None for a source that cannot be read from here."""
+    consent = settings.consent
+    own = [row for row in settings.upstreams if not row.credential.forward]
+    rows: list[ConsentSource | Upstream] = [consent.source] if consent is not None and consent.source is not None else [*own]
+    issuers = Pool(most=_SMALL, connect=2.0, answer=5.0)
+    pools: list[Client] = [issuers]
+    try:
+        for row in rows:
+            reading = _reading(row, settings, issuers, pools)
+            try:
+                query = (("status", "active"), ("_count", "200"))
+                async for page in reading.pages(None, "Consent", query, {}, MOST_CONSENT_PAGES):
+                    yield row.url, page
+            except Refused:
+                yield row.url, None
+    finally:
+        for client in pools:
+            await client.close()
+
+
+MOST_CONSENT_PAGES = 10_000
+"""Pages of two hundred Consents."""
 
 
 async def _retire(old: Works, pools: list[Client]) -> None:

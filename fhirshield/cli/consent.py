@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     at = at if at.tzinfo else at.replace(tzinfo=dt.UTC)
     settings = load_settings(options.settings) if options.settings else None
     policy = (consent_policy(settings) if settings else None) or ConsentPolicy()
+    if settings is not None:  # what elements are called stands in the rules
+        policy = RuleSet(load_rules(settings.rules), policy).consent or policy
     if options.action == "check":
         found = [one for file in options.files for resource in resources(file) for one in lint(resource, policy, at)]
         rows = [{"kind": f.kind, "consent": f.consent, "path": f.path, "message": f.message} for f in found]

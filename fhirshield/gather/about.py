@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fhirshield.gather.relations import touched as written
 from fhirshield.model import Denial, OfPatient, Permit, Reason, Refused, Relationship, Situation
 from fhirshield.state.epochs import Epochs
 
+_log = logging.getLogger("fhirshield")
 AT_ONCE = 500
 """Consents of a page."""
 MOST_TREES = 4096
@@ -106,8 +108,8 @@ class AboutAnswer:
         self.pauses: tuple[float, ...] = (0.0, 0.05, 0.2)
         """Seconds before each try to say that what was written is written."""
         self._trees: dict[bytes, Consent] = {}
-        self.troubles: dict[str, str] = {}
-        """Consents that cannot be enforced, by name: why. For the operator."""
+        self._troubles: dict[str, str] = {}
+        """Consents that cannot be enforced, by name: why. The log says it once."""
 
     def mark(self, key: str) -> str:
         """The name of what is kept of a patient or another resource: ``Patient/1`` -> a digest; one for all that share a source."""
@@ -290,10 +292,18 @@ class AboutAnswer:
             except (Unsupported, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
                 name = f"Consent/{resource.get('id', '')}"
                 why = str(error) if isinstance(error, Unsupported) else "it names no patient here, or has another shape"
-                self.troubles[name] = why
+                self._tell(name, why)
                 for one in [patient] if patient else patients:
                     faults[one].append(f"{name}: {why}")
         return known, faults
+
+    def _tell(self, name: str, why: str) -> None:
+        """Say once to the operator that a Consent cannot be enforced; ``fhirshield check --consents`` says it of all."""
+        if self._troubles.get(name) != why:
+            if len(self._troubles) >= MOST_TREES:
+                self._troubles.clear()
+            self._troubles[name] = why
+            _log.warning("%s cannot be enforced, so that nothing of its patient is shown: %s", name, why)
 
     def _parsed(self, resource: Any, bases: tuple[str, ...]) -> Consent:
         """A Consent as a tree: the same one while it says the same, so that what is compiled of it stays. Raises Unsupported."""

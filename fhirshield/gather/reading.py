@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fhirshield.errors import MalformedFhir, Unavailable
@@ -32,9 +32,9 @@ class Reading:
         self._limits = limits
         self._forward_token = forward_token
 
-    async def ask(self, permit: Permit, segments: tuple[str, ...], query: Query, counts: Counts) -> Response:
+    async def ask(self, permit: Permit | None, segments: tuple[str, ...], query: Query, counts: Counts) -> Response:
         """One answer, whatever its status. ``counts`` takes what was read, by type. Raises Refused (503)."""
-        credential = permit.situation.credential
+        credential = permit.situation.credential if permit is not None else None
         authorization = f"Bearer {credential}" if self._forward_token and credential else None
         name = segments[0] if segments else "Bundle"
         counts[name] = counts.get(name, 0) + 1
@@ -59,18 +59,26 @@ class Reading:
 
     async def search(self, permit: Permit, name: str, query: Query, counts: Counts) -> list[dict[str, Any]]:
         """All that a search finds, every page of it. Raises Refused."""
-        segments: tuple[str, ...] = (name,)
         found: list[dict[str, Any]] = []
-        for _ in range(MOST_PAGES):
+        async for page in self.pages(permit, name, query, counts, MOST_PAGES):
+            found += page
+        return found
+
+    async def pages(
+        self, permit: Permit | None, name: str, query: Query, counts: Counts, most: int
+    ) -> AsyncIterator[list[dict[str, Any]]]:  # fmt: skip
+        """What a search finds, page by page. Raises Refused, for more than so many pages too."""
+        segments: tuple[str, ...] = (name,)
+        for _ in range(most):
             bundle = self.resource(await self.ask(permit, segments, query, counts))
             entries = bundle.get("entry", [])
             if bundle.get("resourceType") != "Bundle" or type(entries) is not list:
                 raise Refused(away())
             resources = [entry.get("resource") for entry in entries if type(entry) is dict]
-            found += [resource for resource in resources if type(resource) is dict]
+            yield [resource for resource in resources if type(resource) is dict]
             url = next_of(bundle)
             if url is None:
-                return found
+                return
             target = link_target(url, self.server.url, name)
             if target is None:
                 break

@@ -53,11 +53,13 @@ def _findings(consent: Consent, policy: ConsentPolicy, now: dt.datetime) -> Iter
     if not decides:
         yield "unsupported", "Consent", "has neither a provision nor a policy that decides"
     if consent.root is not None:
-        yield from _within(consent.root, now)
+        yield from _within(consent.root, now, policy.elements)
 
 
-def _within(provision: Provision, now: dt.datetime) -> Iterator[tuple[str, str, str]]:
-    if provision.beyond:
+def _within(provision: Provision, now: dt.datetime, elements: frozenset[str]) -> Iterator[tuple[str, str, str]]:
+    if provision.permits and any(f"{system}|{code}" in elements for system, code in provision.codes):
+        yield "dead", provision.path, "permits elements, which only a deny may name: permit all, and deny the others"
+    if provision.beyond and (provision.permits or provision.expression not in elements):
         yield "dead" if provision.permits else "unsupported", provision.path, "asks for what cannot be known here"
     if provision.period is not None and provision.period.holds(now) is False:
         yield "expired", provision.path, "its period is over, or to come"
@@ -72,7 +74,7 @@ def _within(provision: Provision, now: dt.datetime) -> Iterator[tuple[str, str, 
                     yield "dead", one.path, f"is said at `{other.path}` already"
                 else:
                     yield "contradictory", one.path, f"`{other.path}` says the opposite of the same: the deny goes before"
-        yield from _within(one, now)
+        yield from _within(one, now, elements)
 
 
 def _labels(provision: Provision) -> Iterator[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from fhirshield.cli import main
 from tests.consent.material import consent, provision, scope
+from tests.consent.test_enforced import ward
 
 OPEN: dict[str, Any] = {"rules": [{"id": "open", "who": {"roles": ["*"]}, "allow": {"interactions": ["*"], "resources": ["*"]}}]}
 SETTINGS: dict[str, Any] = {
@@ -88,3 +90,38 @@ def test_files_that_cannot_be_read_are_faults(tmp_path: Path, capsys: pytest.Cap
     for name in ("odd.json", "absent.json"):
         assert main(["consent", "check", str(tmp_path / name)]) == 1
         assert name in capsys.readouterr().err
+
+
+async def test_check_reads_the_stored_consents_and_names_those_that_cannot_be_enforced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = [consent(f"c{number}", "a", provision("permit")) for number in range(450)]
+    stored += [
+        consent("odd", "a", provision("permit"), policy=[{"uri": "urn:unheard-of"}]),
+        {**consent("bad", "b", None), "status": "active", "provision": {"type": "perhaps"}},
+    ]
+    async with ward(tmp_path, *stored) as (here, _):
+        file = str(here.folder / "fhirshield.yaml")
+        assert await asyncio.to_thread(main, ["check", file, "--consents"]) == 0
+        told = capsys.readouterr().out
+        assert "452 active Consents read, 2 of them not enforceable" in told
+        assert "Consent/odd: Consent.policy: `urn:unheard-of` stands nowhere" in told and "Consent/bad" in told
+        assert await asyncio.to_thread(main, ["check", file, "--consents", "--strict"]) == 1
+        assert sum(b"/fhir/Consent" in target for _, target, _ in here.seen) >= 6  # pages of two hundred at most
+    assert await asyncio.to_thread(main, ["check", file, "--consents"]) == 1  # nobody answers there any more
+    assert "cannot be read" in capsys.readouterr().out
+    files(tmp_path)
+    (tmp_path / "fhirshield.yaml").write_text(yaml.safe_dump({name: row for name, row in SETTINGS.items() if name != "consent"}))
+    assert await asyncio.to_thread(main, ["check", str(tmp_path / "fhirshield.yaml"), "--consents"]) == 1
+    assert "no Consent is asked" in capsys.readouterr().out
+
+
+async def test_the_log_says_once_that_a_consent_cannot_be_enforced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    on = {"consent": {"max_age": "100ms"}}
+    async with ward(tmp_path, {**consent("bad", "a", None), "provision": {"type": "perhaps"}}, settings=on) as (here, token):
+        for _ in range(3):
+            assert (await here.ask("/Patient/a", token)).status == 404
+            await asyncio.sleep(0.12)
+    assert [record.getMessage() for record in caplog.records if "cannot be enforced" in record.getMessage()] == [
+        "Consent/bad cannot be enforced, so that nothing of its patient is shown: `Consent.provision.type` is neither permit nor deny"
+    ]
