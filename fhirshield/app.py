@@ -86,6 +86,7 @@ class Ground:
     metrics: Metrics
     issuers: Client
     epochs: Epochs
+    grants: Grants
     keys: dict[str, tuple[Issuer, Keys]] = field(default_factory=dict)
     pools: list[Client] = field(default_factory=list)
     """Those of the works in force."""
@@ -183,7 +184,9 @@ def build(settings: Settings) -> Entrance:
             _log.warning("journal: %d writes have no outcome; their fate is asked of the upstream", len(journal.intents.open))
         quota = Quota(journal, time.monotonic)
         issuers = Pool(most=_SMALL, connect=2.0, answer=5.0)
-        ground = Ground(entrance, settings, ring, journal, quota, _state(settings), metrics, issuers, _epochs(settings))
+        state = _state(settings)
+        grants = Grants(state, lambda key: ring.digest("break-glass", key.encode()), journal.broken)
+        ground = Ground(entrance, settings, ring, journal, quota, state, metrics, issuers, _epochs(settings), grants)
         entrance.parts, entrance.quota, entrance.took = ground, quota, metrics.took
         entrance.works = _works(settings, rules, ground, ground.pools)
         _gauges(ground)
@@ -261,7 +264,7 @@ def _works(settings: Settings, rules: RuleSet, ground: Ground, pools: list[Clien
             forward=Forwarder(server, settings.limits, forward_token=upstream.credential.forward),
             redact=redactor,
             written=Written(redactor, settings.limits.depth),
-            grants=Grants(ground.state, lambda key: ground.ring.digest("break-glass", key.encode())),
+            grants=ground.grants,
             describe=Describer(server, client, settings.issuers[upstream.issuers[0]].issuer),
             journal=ground.journal,
             quota=ground.quota,

@@ -34,6 +34,10 @@ LAZY = 0.05
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
+BROKEN = b'"outcome":"break-glass"'
+"""Stands in the records of ``record.broken`` alone."""
+
+
 Observe = Callable[[dict[str, Any]], None]
 """Told of every record that is handed in."""
 Waiting = tuple[bytes, str, asyncio.Future[Receipt] | None]
@@ -73,6 +77,8 @@ class Journal:
         self._published = -1
         self.intents = Intents()
         """Writes whose outcome is not recorded."""
+        self.broken: list[dict[str, Any]] = []
+        """The records of glasses that were broken before this start, the oldest first."""
         self.syncs = 0
         """fdatasyncs so far."""
         self.failing = False
@@ -101,6 +107,8 @@ class Journal:
                 self._mac = parts[0]
                 self._count += 1
                 self.intents.read(parts[1])
+                if BROKEN in parts[1]:
+                    self.broken.append(msgspec.json.decode(parts[1]))
         if last and len(whole) < len(raw):
             with open(path, "r+b") as stream:
                 stream.truncate(len(whole))

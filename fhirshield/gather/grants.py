@@ -1,17 +1,19 @@
 """Break-glass grants: for one caller, one patient and one reason, for a while, counted against a limit.
 
-They are kept in the shared state, so that every replica knows them; with that away, here, and counted by what this process
-granted: an emergency waits for no Redis, and a limit is never lifted by its loss.
+They are kept in the shared state, so that every replica knows them; with that away, here, and counted by what this replica's
+journal tells of, before its start too: an emergency waits for no Redis, and neither its loss nor a restart lifts a limit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from fhirshield.errors import Unavailable
 from fhirshield.model import Denial, Emergency, Grant, Principal, Reason, Refused
@@ -20,19 +22,36 @@ from fhirshield.state import ExpiringMap
 _OPENING = 2.0
 """Seconds that one request has to open a grant, while others for the same wait."""
 _PAUSE = 0.02
+MOST = 1000
+"""Grants of one caller under one rule that are remembered."""
 _NONE_LEFT = b"-"
 """What stands for a while where a grant was refused, so that those who wait for it are, too."""
 
 
 class Grants:
-    """Opens grants. ``digest`` hides in the shared state who asked for whom."""
+    """Opens grants. ``digest`` hides in the shared state who asked for whom; ``broken``: what the journal tells of earlier ones."""
 
-    def __init__(self, state: ExpiringMap, digest: Callable[[str], str], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, state: ExpiringMap, digest: Callable[[str], str], broken: Iterable[Mapping[str, Any]] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._state = state
         self._digest = digest
         self._clock = clock
         self._here: dict[str, tuple[str, float]] = {}
         self._given: dict[str, deque[float]] = {}
+        for entry in broken:
+            with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):  # of another version
+                self._recall(entry)
+
+    def _recall(self, entry: Mapping[str, Any]) -> None:
+        """Know of a glass that was broken before this process began."""
+        opened = dt.datetime.fromisoformat(entry["time"])
+        at = self._clock() - max(0.0, (dt.datetime.now(dt.UTC) - opened).total_seconds())
+        caller, rule = f"{entry['issuer']}\0{entry['subject']}", entry["rule"]
+        self._given.setdefault(f"{caller}\0{rule}", deque(maxlen=MOST)).append(at)
+        key = self._digest(f"break-glass {caller}\0{entry['patients'][0]}\0{entry['stated']}\0{rule}")
+        self._here[key] = (entry["break_glass"], at + entry["seconds"])
 
     async def open(self, emergency: Emergency, principal: Principal, patient: str, reason: str) -> Grant:
         """The grant for this patient: the one there is, else a new one. Raises Refused where the limit is reached."""
@@ -105,7 +124,7 @@ class Grants:
         return Grant(identity, emergency, patient, reason, new=True)
 
     def _note(self, caller: str, emergency: Emergency) -> None:
-        self._given.setdefault(f"{caller}\0{emergency.rule}", deque(maxlen=1000)).append(self._clock())
+        self._given.setdefault(f"{caller}\0{emergency.rule}", deque(maxlen=MOST)).append(self._clock())
 
 
 def _too_many(emergency: Emergency) -> Denial:

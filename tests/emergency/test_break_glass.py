@@ -199,6 +199,19 @@ async def test_with_the_shared_state_away_it_is_counted_here(tmp_path: Path) -> 
         assert found == [200, 200, 200, 200, 200, 403]
 
 
+async def test_a_restart_without_the_shared_state_lifts_no_limit(tmp_path: Path) -> None:
+    away: dict[str, Any] = {"state": "redis://127.0.0.1:9/0", "keys": {"file": "ring"}}
+    async with room(tmp_path, **away) as here:
+        found = [await status(here, f"/Patient/{name}", doctor(here), WHY) for name in ("b", "a", "kin")]
+        first = {record["break_glass"] for record in here.records() if record.get("outcome") == "break-glass"}
+    async with room(tmp_path, **away) as here:
+        found += [await status(here, f"/Patient/{name}", doctor(here), WHY) for name in ("b", "nobody", "self", "kin")]
+        found.append(await status(here, "/Patient/a", doctor(here), {"Break-Glass-Reason": "another emergency"}))
+        again = {record["break_glass"] for record in here.records() if "break_glass" in record}
+    assert found == [200, 200, 200, 200, 403, 403, 200, 403]
+    assert again == first and len(first) == 3
+
+
 async def test_replicas_know_each_others_grants(tmp_path: Path) -> None:
     async with two_rooms(tmp_path) as (one, two):
         for here, names in ((one, ("a", "b")), (two, ("a", "kin"))):
