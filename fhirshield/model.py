@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from fhirshield.fhir.consent import Consent, Provision
 from fhirshield.fhir.criteria import Criteria, Criterion
-from fhirshield.fhir.glance import Code, Glance
+from fhirshield.fhir.glance import Code, Glance, Page
 from fhirshield.fhir.including import Include
 from fhirshield.fhir.interaction import Interaction
 from fhirshield.fhir.page import Parameter
@@ -506,8 +506,8 @@ class Opaque:
 class Judge(Protocol):
     """Whether one caller may see a resource, and how."""
 
-    def __call__(self, resource: Any, letter: str, careful: bool, text: bytes | None = None, /) -> Verdict:
-        """``careful``: it may hold modifier extensions; ``text``: what it came in (``Answer.text``), where that is at hand."""
+    def __call__(self, resource: Any, letter: str, careful: bool, page: Page | None = None, /) -> Verdict:
+        """``careful``: it may hold modifier extensions; ``page``: what it came on, where that is at hand."""
         ...
 
 

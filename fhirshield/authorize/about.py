@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from fhirshield.authorize.labels import labels_of, unlabelled
-from fhirshield.fhir.glance import Glance, glance
+from fhirshield.fhir.glance import Glance, Page, glance
 from fhirshield.fhir.ordered import date_span
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.search_parameters import SearchParameter, reader, search_parameter
@@ -37,11 +37,11 @@ class About:
 
     def __init__(
         self, resource: Any, sensitivity: Sensitivity | None, bases: tuple[str, ...], facts: Facts, today: dt.date,
-        text: bytes | None = None,
+        page: Page | None = None,
     ) -> None:  # fmt: skip
-        """``text``: what it came in, where that is at hand."""
+        """``page``: what it came on, where that is at hand."""
         self._today = today
-        self._text = text
+        self._page = page
         self._labels: Labels | object | None = _UNASKED
         self.resource = resource
         self.type: str = resource["resourceType"]
@@ -55,7 +55,7 @@ class About:
     def labels(self) -> Labels | None:
         """How sensitive it is; None where what that rests on was not gathered."""
         if self._labels is _UNASKED:
-            plain = unlabelled(self.resource, self._sensitivity, self._text)
+            plain = unlabelled(self.resource, self._sensitivity, self._page)
             self._labels = plain or labels_of(self.resource, self.seen, self._sensitivity, self.facts, self.bases, self._today)
         return cast("Labels | None", self._labels)
 

@@ -19,6 +19,7 @@ from fhirshield.authorize.standing import ACTIVE_TYPES, RULE_LETTERS, Bound, Sta
 from fhirshield.fhir import criteria as fhir_criteria
 from fhirshield.fhir.criteria import PINNED, Criteria, Criterion
 from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.glance import Page
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import same
 from fhirshield.fhir.operations import known
@@ -150,10 +151,10 @@ def belonging(permit: Permit, context: object) -> Permit:
     """The permit for a Binary once what it belongs to was found to be visible: for the version that says so."""
     judge = permit.judge
 
-    def judged(resource: Any, letter: str, careful: bool, text: bytes | None = None) -> Verdict:
+    def judged(resource: Any, letter: str, careful: bool, page: Page | None = None) -> Verdict:
         if type(resource) is not dict or not same(resource.get("securityContext"), context):
             return Verdict(False, Reason.NOT_FOUND)
-        return judge(resource, "b" if letter == "r" else letter, careful, text)
+        return judge(resource, "b" if letter == "r" else letter, careful, page)
 
     return replace(permit, judge=judged)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fhirshield.authorize.about import About
 from fhirshield.authorize.asking import Asking
 from fhirshield.authorize.consent import decide, denied, forbidden
-from fhirshield.fhir.glance import Code
+from fhirshield.fhir.glance import Code, Page
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import Patients, has_subject, patients_of, people_of
 from fhirshield.model import Facts, Labels, Principal, Reason, Situation
@@ -57,9 +57,9 @@ class Circumstances:
         """Why this resource is withheld, if it is."""
         return self.judged(resource, letter).refused
 
-    def judged(self, resource: Any, letter: str = "", text: bytes | None = None) -> Ruling:
+    def judged(self, resource: Any, letter: str = "", page: Page | None = None) -> Ruling:
         """All that they say. Of what is contained (``c``) only whom it is about besides is asked."""
-        about = About(resource, self._sensitivity, self._bases, self._facts, self._today, text)
+        about = About(resource, self._sensitivity, self._bases, self._facts, self._today, page)
         refused = self._refused(about, letter)
         if refused is not None:
             return Ruling(refused)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from fhirshield.fhir.glance import Code, Glance, codes_of
+from fhirshield.fhir.glance import Code, Glance, Page, codes_of
 from fhirshield.fhir.reference import literal
 from fhirshield.fhir.subjects import people_of
 from fhirshield.fhir.v3 import ACT_CODE, CONFIDENTIALITY, NOTICES, RANKS, is_sensitivity, rank
@@ -48,22 +48,24 @@ def labels_of(
         kinds |= sensitivity.kinds_of(source.codings) | _kinds(source.security)
         ranks += _ranks(source.security)
     ranks += [sensitivity.rank_of(kind) for kind in kinds]
-    references = _named(seen, bases)
+    references = _named(seen, bases) if sensitivity.sources else frozenset()
     laws = [(ACT_CODE, source.label) for source in sensitivity.sources if source.made(resource, references)]
     laws += [one for one in sorted(stored) if one[0] == ACT_CODE and one[1] in NOTICES and one not in laws]
     said = _said(own, max(own_ranks, default=None), laws, stored)
     return Labels(max(ranks, default=sensitivity.least), frozenset(kinds), stored, whole=True, own=said)
 
 
-def unlabelled(resource: Any, sensitivity: Sensitivity | None, text: bytes | None = None) -> Labels | None:
+def unlabelled(resource: Any, sensitivity: Sensitivity | None, page: Page | None = None) -> Labels | None:
     """The labels of what, at the first glance, has none and leads to nothing; None for what needs a closer look.
 
-    ``text`` is what it came in, where that is at hand.
+    ``page`` is what it came on, where that is at hand: mostly one look at all of it is enough.
     """
     if sensitivity is None or sensitivity.sources or resource["resourceType"] in sensitivity.inherit:
         return None
-    codes = codes_of(resource, text)
-    return None if codes is None or sensitivity.may_tell_any(codes) else sensitivity.nothing
+    if page is not None and not page.needs_a_look(resource, sensitivity.telling):
+        return sensitivity.nothing
+    codes = codes_of(resource)
+    return None if codes is None or sensitivity.telling(codes) else sensitivity.nothing
 
 
 def _kinds(security: frozenset[Code]) -> set[str]:

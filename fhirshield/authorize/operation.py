@@ -13,6 +13,7 @@ from fhirshield.authorize.resource import denies
 from fhirshield.authorize.standing import RuleRow, Standing, TypeStanding
 from fhirshield.fhir.content import Misfit, named, primitives
 from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.glance import Page
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.operations import NEVER, OPERATIONS, TERMINOLOGY, known
 from fhirshield.fhir.path import Name
@@ -205,11 +206,11 @@ def may_invoke_on(stand: Standing, interaction: Interaction, resource: Any) -> b
 def only(judge: Judge, types: frozenset[str]) -> Judge:
     """A judge that withholds what the operation is not to answer; envelopes are judged by denies alone."""
 
-    def judged(resource: Any, letter: str, careful: bool, text: bytes | None = None) -> Verdict:
+    def judged(resource: Any, letter: str, careful: bool, page: Page | None = None) -> Verdict:
         name = resource.get("resourceType") if type(resource) is dict else None
         if name not in types and letter != "c":
             return Verdict(False, Reason.NO_RULE)
-        return judge(resource, "c" if name in ENVELOPES else letter, careful, text)
+        return judge(resource, "c" if name in ENVELOPES else letter, careful, page)
 
     return judged
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fhirshield.authorize.circumstances import OPEN, Circumstances, Ruling
 from fhirshield.authorize.standing import RuleRow, ScopeRow, Standing, TypeStanding
+from fhirshield.fhir.glance import Page
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import is_about_nobody, patients_of
 from fhirshield.model import Judge, Reason, Verdict
@@ -25,7 +26,7 @@ def judge_for(
     bases = standing.bases
     also = rule_letter in "vh"  # what was is shown to nobody who may not see what is
 
-    def judge(resource: Any, letter: str, careful: bool, text: bytes | None = None) -> Verdict:
+    def judge(resource: Any, letter: str, careful: bool, page: Page | None = None) -> Verdict:
         name = resource.get("resourceType") if type(resource) is dict else None
         found = standing.of(name) if type(name) is str else None
         if found is None:
@@ -52,7 +53,7 @@ def judge_for(
             return Verdict(False, Reason.OUTSIDE_PATIENT if outside else Reason.NO_SCOPE)
         for row in found.allows:
             if allows(row, verb, resource) or (beside and allows_beside(row, verb, resource)):
-                said = circumstances.judged(resource, came, text) if guarded else OPEN
+                said = circumstances.judged(resource, came, page) if guarded else OPEN
                 if said.refused is not None:
                     return Verdict(False, *said.refused)
                 return Verdict(True, Reason.PERMITTED, row.rule.id, bound(found, resource, said), said.labels)

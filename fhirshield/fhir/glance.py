@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,23 +48,59 @@ def within(resource: Any) -> Iterator[Any]:
             waiting += [one for one in node if type(one) is dict or type(one) is list]
 
 
-def codes_of(resource: Any, text: bytes | None = None) -> Codes | None:
+def codes_of(resource: Any) -> Codes | None:
     """All codes in a resource, whatever their system, at the first glance; None where a closer look is needed.
 
-    Taken from its ``text`` as ``encode`` writes it, which is many times as fast as walking it; what carries labels or holds other
-    resources needs the look.
+    Taken from its text, which is many times as fast as walking it; what carries labels or holds other resources needs the look.
     """
-    text = text or encode(resource)
+    text = encode(resource)
     return None if b'"security"' in text or text.count(b'"resourceType"') != 1 else tuple(_CODE.findall(text))
 
 
-def texts_within(text: bytes, resources: list[Any]) -> list[bytes] | None:
-    """The text of each resource of a Bundle's, in their order, with what follows it there; None where they cannot be told apart.
+class Page:
+    """A Bundle's resources with the text that they came in, as ``encode`` writes it. Nothing that stands between them is a code."""
 
-    Nothing that stands between two resources is a code.
-    """
-    parts = text.split(b'"resource":{')
-    return parts[1:] if len(parts) == len(resources) + 1 else None
+    def __init__(self, text: bytes, resources: list[Any]) -> None:
+        self._text = text
+        self._held = resources
+        self._places = {id(one): place for place, one in enumerate(resources)}
+        self._closer: Collection[int] | None = None
+
+    def needs_a_look(self, resource: Any, telling: Callable[[Codes], Codes]) -> bool:
+        """Whether a resource carries labels, holds others, or names a code that may tell; True for one that is none of the page's.
+
+        ``telling`` gives those of some codes that may; it is asked once, of all codes of the page.
+        """
+        if self._closer is None:
+            self._closer = self._look(telling(tuple(set(_CODE.findall(self._text)))))
+        return self._places.get(id(resource), -1) in self._closer
+
+    def _look(self, codes: Codes) -> Collection[int]:
+        text, held = self._text, self._held
+        whole = text.count(_TYPE) == 1 + sum("resourceType" in one for one in held)
+        if whole and not codes and _SECURITY not in text:
+            return (-1,)
+        starts = list(_places(text, b'"resource":{'))
+        if len(starts) != len(held):  # they cannot be told apart
+            return range(-1, len(held))
+        told = [at for named in (_SECURITY, *(b'ode":"%b"' % code for code in codes)) for at in _places(text, named)]
+        types = Counter(bisect_right(starts, at) - 1 for at in _places(text, _TYPE)) if not whole else {}
+        return {
+            -1,
+            *(place for place in range(len(held)) if types.get(place, 1) != 1),
+            *(bisect_right(starts, at) - 1 for at in told),
+        }
+
+
+_TYPE, _SECURITY = b'"resourceType"', b'"security"'
+
+
+def _places(text: bytes, part: bytes) -> Iterator[int]:
+    """Where a text has a part."""
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + 1)
 
 
 def glance(resource: Any) -> Glance:
@@ -84,7 +122,7 @@ def glance(resource: Any) -> Glance:
         text = node.get("reference")
         if type(text) is str:
             references.add(text)
-        if not worded:
+        if not worded and ("text" in node or "display" in node):
             worded = _is_worded(node)
         for name, value in node.items():
             if name == "meta" and type(value) is dict:

@@ -14,11 +14,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from fhirshield.errors import Unavailable
 from fhirshield.fhir import json as fhir_json
-from fhirshield.fhir.consent import Consent, Unsupported, parse, patient_of
+from fhirshield.fhir.consent import Actor, Consent, Unsupported, parse, patient_of
 from fhirshield.fhir.glance import glance
 from fhirshield.fhir.ordered import date_span, period_holds
 from fhirshield.fhir.reference import Literal, literal
@@ -35,6 +36,8 @@ AT_ONCE = 500
 """Consents of a page."""
 MOST_TREES = 4096
 """Consents that are kept parsed."""
+MOST_NAMES = 50_000
+"""Names of marks that are remembered."""
 MOST_PARTS = 5
 """Levels of organizations that are parts of others."""
 MOST_SOURCES = 500
@@ -108,12 +111,18 @@ class AboutAnswer:
         self.pauses: tuple[float, ...] = (0.0, 0.05, 0.2)
         """Seconds before each try to say that what was written is written."""
         self._trees: dict[bytes, Consent] = {}
+        self._names: dict[str, str] = {}
         self._troubles: dict[str, str] = {}
         """Consents that cannot be enforced, by name: why. The log says it once."""
 
     def mark(self, key: str) -> str:
         """The name of what is kept of a patient or another resource: ``Patient/1`` -> a digest; one for all that share a source."""
-        return self._digest(f"{self._source.server.url} {key}")
+        found = self._names.get(key)
+        if found is None:
+            if len(self._names) >= MOST_NAMES:
+                self._names.clear()
+            found = self._names[key] = self._digest(f"{self._source.server.url} {key}")
+        return found
 
     def _marks_of(self, key: str) -> tuple[str, ...]:
         return (self.mark(key),)
@@ -332,11 +341,13 @@ class AboutAnswer:
     async def _actors(self, permit: Permit, consents: list[Consent], counts: Counts) -> None:
         """The members of teams and groups that Consents name, and the roles that the caller has."""
         facts = permit.situation.facts
-        actors = [actor for consent in consents for provision in consent.provisions() for actor in provision.actors]
+        actors = frozenset[Actor]().union(*(_named_by(consent).actors for consent in consents))
+        if not actors:
+            return
         named = {actor.reference for actor in actors if actor.reference is not None and actor.reference.type in _MEMBERS}
         user = literal(permit.principal.fhir_user)
         roles = any(actor.reference is None or actor.reference.type in _MEMBERS | {"Organization"} for actor in actors)
-        if user is not None and user.type == "PractitionerRole" and actors:
+        if user is not None and user.type == "PractitionerRole":
             named.add(user)
         wanted = sorted((one for one in named - facts.resources.keys() if one.type != "PractitionerRole" or one == user), key=str)
         if wanted:
@@ -391,8 +402,7 @@ class AboutAnswer:
     async def _related(self, permit: Permit, consents: list[Consent], counts: Counts) -> None:
         """What ``related`` of a provision's data leads to."""
         facts = permit.situation.facts
-        rows = [data for consent in consents for provision in consent.provisions() for data in provision.data]
-        wanted = {row.reference for row in rows if row.meaning == "related" and row.reference is not None} - facts.glances.keys()
+        wanted = frozenset[Literal]().union(*(_named_by(consent).related for consent in consents)) - facts.glances.keys()
         found = await self._named(permit, wanted, counts) if wanted else {}
         for one in wanted:
             facts.glances[one] = glance(found[one]) if one in found else None
@@ -465,6 +475,23 @@ class AboutAnswer:
                 return
         text = "it was written, and it is not known whether every replica goes by it yet; read before trying again"
         raise Refused(Denial(500, Reason.OUTCOME_UNKNOWN, "incomplete", text))
+
+
+class _Named(NamedTuple):
+    """Whom and what a Consent names that has to be looked up."""
+
+    actors: frozenset[Actor]
+    related: frozenset[Literal]
+
+
+@lru_cache(maxsize=65_536)
+def _named_by(consent: Consent) -> _Named:
+    provisions = list(consent.provisions())
+    related = (one.reference for provision in provisions for one in provision.data if one.meaning == "related")
+    return _Named(
+        frozenset(actor for provision in provisions for actor in provision.actors),
+        frozenset(one for one in related if one is not None),
+    )
 
 
 def _is_past(permit: Permit) -> bool:

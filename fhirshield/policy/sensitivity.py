@@ -119,9 +119,10 @@ class Sensitivity:
             found |= known
         return found
 
-    def may_tell_any(self, codes: Codes) -> bool:
-        """Whether any of these codes may be one of the lists, whatever its system."""
+    def telling(self, codes: Codes) -> Codes:
+        """Those of these codes that may be of the lists, whatever their system."""
         suspects = self.suspects
+        found = []
         for code in codes:
             known = suspects.get(code)
             if known is None:
@@ -129,8 +130,8 @@ class Sensitivity:
                     suspects.clear()
                 known = suspects[code] = b"\\" in code or self.may_tell(code.decode())
             if known:
-                return True
-        return False
+                found.append(code)
+        return tuple(found)
 
     def may_tell(self, code: str) -> bool:
         """Whether a code, of whatever system, may be one of the lists."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fhirshield.fhir.absent import marker
-from fhirshield.fhir.glance import Code
+from fhirshield.fhir.glance import Code, Page
 from fhirshield.fhir.interaction import Interaction, Kind, Return
 from fhirshield.fhir.json import decode, encode
 from fhirshield.fhir.outcome import outcome
@@ -49,12 +49,12 @@ class Work:
     deep: bool
     named: bool
     """The upstream's own URL may stand in the text."""
-    texts: dict[int, bytes] = field(default_factory=dict)
-    """What resources came in, by identity, until they are judged."""
+    page: Page | None = None
+    """What the resources came on."""
 
     def judged(self, resource: Any, letter: str) -> Verdict:
         """What the judge says of a resource as it came."""
-        return self.permit.judge(resource, letter, self.careful, self.texts.pop(id(resource), None))
+        return self.permit.judge(resource, letter, self.careful, self.page)
 
 
 class Redactor:

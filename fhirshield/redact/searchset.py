@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from fhirshield.fhir.glance import texts_within
+from fhirshield.fhir.glance import Page
 from fhirshield.fhir.including import reached
 from fhirshield.fhir.interaction import Kind
 from fhirshield.fhir.json import encode
@@ -51,13 +51,13 @@ class Searchset:
         self._links: list[dict[str, str]] = []
         self._full = False
         self._understood = False
-        self._texts: dict[int, bytes] = {}
+        self._page: Page | None = None
         self.tally = Tally()
 
     def add(self, answer: Answer) -> Target | None:
         """Take an upstream page; where the next one is, if it has to be read before this page is whole."""
         entries = answer.resource.get("entry", [])
-        self._texts = _texts(answer)
+        self._page = _page(answer)
         self._check_understood(answer)
         permit = self._permit
         for entry in entries if permit.shape.includes else ():
@@ -185,7 +185,7 @@ class Searchset:
 
     def _work(self, answer: Answer, tally: Tally) -> Work:
         permit = self._permit
-        return Work(permit, tally, self._redactor.tools(permit), answer.careful, answer.deep, answer.named, self._texts)
+        return Work(permit, tally, self._redactor.tools(permit), answer.careful, answer.deep, answer.named, self._page)
 
     def _made(self, entry: dict[str, Any], work: Work, *, keep: bool = True) -> dict[str, Any] | None:
         """The entry of a match, None where it is withheld; ``keep`` it for includes to start from."""
@@ -276,14 +276,12 @@ def _asked(permit: Permit) -> int:
     return next((int(p.value[:9]) for p in permit.interaction.parameters if p.name == "_count"), 0)
 
 
-def _texts(answer: Answer) -> dict[int, bytes]:
-    """What each resource of a page came in, where labels are computed."""
+def _page(answer: Answer) -> Page | None:
+    """The resources of a page with its text, where labels are computed."""
     if not answer.text or not answer.plan.permit.labelled:
-        return {}
+        return None
     entries = answer.resource.get("entry", ())
-    resources = [one for entry in entries if type(one := entry.get("resource")) is dict]
-    texts = texts_within(answer.text, resources)
-    return dict(zip(map(id, resources), texts, strict=True)) if texts is not None else {}
+    return Page(answer.text, [one for entry in entries if type(one := entry.get("resource")) is dict])
 
 
 def _mode(entry: dict[str, Any]) -> str:

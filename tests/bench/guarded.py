@@ -34,12 +34,14 @@ ENTRIES = 100
 class Upstream:
     """Answers from memory."""
 
-    def __init__(self, patients: int) -> None:
+    def __init__(self, patients: int, sensitive: int) -> None:
         chance = random.Random(7)
         names = [f"p{number}" for number in range(patients)]
         found = []
         for number in range(ENTRIES):
             one = material.observation(1, number, chance) | {"subject": {"reference": f"Patient/{names[number % patients]}"}}
+            if sensitive and number % sensitive == 0:
+                one["component"][0]["code"] = {"coding": [{"system": "http://hl7.org/fhir/sid/icd-10-cm", "code": "F10.20"}]}
             found.append({"fullUrl": f"http://u/fhir/Observation/{number}", "resource": one, "search": {"mode": "match"}})
         self.bodies = {"Observation": _bundle(found), "Encounter": _bundle([])}
         tree = provision(
@@ -48,8 +50,16 @@ class Upstream:
             provision("deny", label=["PSY", "SDV"]),
             provision("deny", actor="Practitioner/x"),
         )
-        consents = [consent(f"a-{name}", name, tree) for name in names] + [
-            consent(f"b-{name}", name, provision("permit", purpose="TREAT")) for name in names
+        treating = provision("permit", purpose="TREAT")
+        consents = [  # given at different times, as patients do
+            consent(
+                f"{kind}-{name}",
+                name,
+                {**root, "period": {"start": f"2020-01-{1 + number % 28:02}"}},
+                dateTime=f"2020-01-{1 + number % 28:02}",
+            )
+            for kind, root in (("a", tree), ("b", treating))
+            for number, name in enumerate(names)
         ]
         self.bodies["Consent"] = _bundle([{"resource": one} for one in consents])
         self.bodies["Patient"] = _bundle(
@@ -89,7 +99,7 @@ async def compare(folder: Path, options: argparse.Namespace, state: str) -> None
     rules = material.rules(40)
     own = {"id": "clear", "who": {"roles": ["clinician"]}, "clearance": {"confidentiality": "V", "categories": ["*"]}}
     guarded = {"sensitivity": {"lists": ["c2s.csv", "overlay.csv"]}, "rules": [*rules["rules"], own]}
-    upstream = Upstream(options.patients)
+    upstream = Upstream(options.patients, options.sensitive)
     plain: dict[str, Any] = {"issuers": {"demo": {"claims": {"vip_cleared": "vip"}}}, "state": state, "keys": {"file": "ring.key"}}
     more = {"consent": {"policies": {"urn:policy:base": "ignore"}, "max_age": "5s"}}
     async with contextlib.AsyncExitStack() as stack:
@@ -121,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--patients", type=int, default=30)
+    parser.add_argument("--sensitive", type=int, default=0, metavar="N", help="every Nth entry has a code of the lists")
     parser.add_argument("--redis", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
 from typing import Any
 
 from fhirshield.authorize.labels import labels_of, unlabelled
 from fhirshield.fhir.definitions import resource_types
-from fhirshield.fhir.glance import glance, texts_within
+from fhirshield.fhir.glance import Page, glance
 from fhirshield.fhir.json import decoded, encode
 from fhirshield.fhir.subjects import has_subject, patients_of
 from fhirshield.model import Facts
@@ -58,13 +57,13 @@ def test_what_the_text_of_a_page_tells_is_what_a_look_at_each_resource_tells() -
             entries.insert(made.random.randrange(5), made.random.choice(({"link": []}, {"resource": None}, {"resource": "x"})))
         page, text = decoded(encode({"resourceType": "Bundle", "type": "searchset", "entry": entries}))
         resources = [one for entry in page["entry"] if type(one := entry.get("resource")) is dict]
-        texts: Sequence[bytes | None] = texts_within(text, resources) or [None] * len(resources)
-        for resource, own in zip(resources, texts, strict=True):
+        whole = Page(text, resources)
+        for resource in resources:
             long = labels_of(resource, glance(resource), LISTS, Facts(), (), TODAY)
-            short = unlabelled(resource, LISTS, own)
+            short = unlabelled(resource, LISTS, whole)
             assert short is None or short == long, (seed, resource)
             assert unlabelled(resource, LISTS) in {None, long}, seed
-            quick += short is not None and own is not None
+            quick += short is not None
             told += long is not None and bool(long.kinds)
     assert quick > count(2000, 200) and told > count(2000, 200) / 2, (quick, told)
 
