@@ -23,7 +23,7 @@ from fhirshield.fhir.reference import Literal
 from fhirshield.fhir.subjects import has_subject, patients_of
 from fhirshield.model import Denial, Draft, Permit, Reason, Stored, Verdict, Writing, misfit
 from fhirshield.policy.compile import RuleSet
-from fhirshield.policy.rule import LINK, SECURITY
+from fhirshield.policy.rule import LINK, PART, SECURITY
 
 _READING = "rs"
 _HOLDING = frozenset({"contained", "resource", "outcome"})
@@ -44,6 +44,7 @@ class _Writer:
         self.patient = permit.principal.patient
         self.extensions = rules.modifier_extensions
         self.read_types = rules.read_types
+        self.read_elements = rules.read_elements
         self.asks_consents = rules.consent is not None
         action = "create" if self.interaction.kind is Kind.CREATE else "change"
         self.written, self.seen = (
@@ -187,20 +188,25 @@ def _within(node: Any) -> Iterator[dict[str, Any]]:
 
 def _inputs(writer: _Writer, before: Any, image: Any, images: list[Any]) -> Denial | None:
     """Elements that decisions read are written only under a rule that names them; what stays as stored is not written."""
-    for name in sorted(_touched(writer.found.type, before, image, writer.read_types)):
+    for name in sorted(_touched(writer, before, image)):
         if not any(row.rule.allow and name in row.rule.allow.policy_inputs for row in writer.rows(images)):
             text = f"decisions read `{name}`: it is written only under a rule that names it"
             return Denial(403, Reason.POLICY_INPUT, "forbidden", text)
     return None
 
 
-def _touched(name: str, before: Any, image: Any, read: frozenset[str]) -> set[str]:
-    if name in read:
+def _touched(writer: _Writer, before: Any, image: Any) -> set[str]:
+    name = writer.found.type
+    if name in writer.read_types:
         return {name}
-    if image is None:
-        return set()
-    touched = set()
     old: Any = before if before is not None else {}
+    new: Any = image if image is not None else {}
+    own = [(whole, whole.removeprefix(f"{name}.")) for whole in writer.read_elements if whole.startswith(f"{name}.")]
+    touched = {whole for whole, element in own if not all(same(old.get(key), new.get(key)) for key in (element, f"_{element}"))}
+    if before is None:  # nobody rests on what is not there yet
+        touched.clear()
+    if image is None:
+        return touched & {PART}
     if not same(_links(old), _links(image)):
         touched.add(LINK)
     if not same(_labels(old), _labels(image)):

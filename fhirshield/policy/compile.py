@@ -14,7 +14,7 @@ from typing import Any
 
 from fhirshield.model import Emergency, Obligation, Principal, Situation
 from fhirshield.policy.consent import ConsentPolicy
-from fhirshield.policy.rule import NORMAL, POLICY_TYPES, Clearance, Rule, Rules, Who
+from fhirshield.policy.rule import BIRTH, NORMAL, PART, POLICY_TYPES, Clearance, Rule, Rules, Who
 
 CACHE = 8192
 """Principals whose applicable rules are remembered."""
@@ -66,6 +66,9 @@ class RuleSet:
         self.relationships = {one.name: one for one in rules.relationships}
         self.read_types = POLICY_TYPES.union(*(one.types for one in rules.relationships))
         """The types that decisions read."""
+        minors = rules.sensitivity is not None and rules.sensitivity.minors is not None
+        self.read_elements = frozenset(name for name, read in ((PART, consent is not None), (BIRTH, minors)) if read)
+        """Single elements of other types that they read, besides those that they always do."""
         self.digest = rules.digest if consent is None else hashlib.sha256(f"{rules.digest} {consent}".encode()).hexdigest()
         self.modifier_extensions = rules.modifier_extensions
         self._conditions = [c for rule in rules.rules for c in (rule.who.when, rule.who.unless) if c]

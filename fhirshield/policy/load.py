@@ -25,8 +25,10 @@ from fhirshield.model import PLACEHOLDER, Emergency, Generalize, Mask, Obligatio
 from fhirshield.policy.condition import Condition, ConditionError, compile_condition
 from fhirshield.policy.operations import check_fit, operation_of
 from fhirshield.policy.rule import (
+    BIRTH,
     INTERACTIONS,
     LINK,
+    PART,
     POLICY_TYPES,
     READING,
     SECURITY,
@@ -167,7 +169,7 @@ def _unrelated(rules: list[Rule], relationships: list[Relationship]) -> list[Fau
                 text = f"no relationship `{grant.related}`"
                 faults.append(Fault(rule.where, "related", text, f"known: {', '.join(sorted(known)) or 'none'}"))
         inputs = rule.allow.policy_inputs if rule.allow else frozenset()
-        for name in sorted(inputs - {LINK, SECURITY} - POLICY_TYPES - {t for one in relationships for t in one.types}):
+        for name in sorted(inputs - {LINK, SECURITY, PART, BIRTH} - POLICY_TYPES - {t for one in relationships for t in one.types}):
             faults.append(Fault(rule.where, "policy_inputs", f"no decision reads `{name}`", "remove it"))
     return faults
 

@@ -17,6 +17,8 @@ INTERACTIONS = (*READING, "create", "update", "patch", "delete")
 POLICY_TYPES = frozenset({"Consent", "RelatedPerson", "Group", "PractitionerRole", "CareTeam"})
 """Types that decisions read: who may see what, and who stands in which relation to whom."""
 LINK, SECURITY = "Patient.link", "meta.security"
+PART, BIRTH = "Organization.partOf", "Patient.birthDate"
+"""Read where Consents are asked, and where labels ask how old somebody is."""
 """Elements that decisions read: which records are one person's, and labels."""
 
 

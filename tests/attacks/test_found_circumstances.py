@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.glance import glance
 from fhirshield.fhir.scopes import parse
 from fhirshield.fhir.v3 import ACT_CODE
@@ -16,6 +17,7 @@ from fhirshield.gather.grants import Grants
 from fhirshield.model import Emergency, Principal, Refused
 from fhirshield.policy.sensitivity import compiled, read_list
 from fhirshield.state.memory import MemoryMap
+from tests.consent.test_enforced import ON, ward
 from tests.emergency import test_break_glass as emergencies
 from tests.emergency.test_break_glass import WHY, doctor, room, two_rooms
 from tests.emergency.test_break_glass import status as status_of
@@ -221,3 +223,28 @@ def test_prefixes_and_short_codes_of_a_list_hold_whatever_its_system() -> None:
     for code, kind in ((PSY, "PSY"), (f"{PSY} |x|", "PSY"), ("123", "HIV")):
         assert lists.kinds_of([(SCT, code)]) == {kind}
         assert lists.may_tell(code)
+
+
+async def test_nobody_makes_a_minor_an_adult_nor_takes_an_organization_out_of_another(tmp_path: Path) -> None:
+    """Labels ask for birth dates, and a deny for an organization holds for its parts: both are policy inputs."""
+    kind = {"Content-Type": "application/fhir+json"}
+    (tmp_path / "labels").mkdir()
+    async with clinic(tmp_path / "labels") as here:
+        token = here.token("user/*.cruds")
+        for change, wanted in (({"birthDate": "1970"}, 403), ({"_birthDate": {"id": "x"}}, 403), ({"gender": "female"}, 200)):
+            stored = {"resourceType": "Patient", "id": "kid", "birthDate": "2020"}
+            answer = await here.ask("/Patient/kid", token, "PUT", data=fhir_json.encode({**stored, **change}), headers=kind)
+            assert answer.status == wanted, (change, answer.body)
+        gone = await here.ask("/Patient/kid", token, "PUT", data=b'{"resourceType":"Patient","id":"kid"}', headers=kind)
+        assert gone.status == 403 and b"Patient.birthDate" in gone.body
+    (tmp_path / "consents").mkdir()
+    on = {**ON, "upstreams": [{"hidden_narrative": "drop"}]}
+    async with ward(tmp_path / "consents", settings=on) as (here, token):
+        part = {"resourceType": "Organization", "id": "part", "name": "x", "partOf": {"reference": "Organization/whole"}}
+        for one in (part, {"resourceType": "Organization", "id": "whole", "name": "y"}):
+            here.store.save(one)
+        alone = {name: value for name, value in part.items() if name != "partOf"}
+        for body, wanted in ((alone, 403), ({**part, "name": "z"}, 200)):
+            answer = await here.ask("/Organization/part", token, "PUT", data=fhir_json.encode(body), headers=kind)
+            assert answer.status == wanted, answer.body
+        assert (await here.ask("/Organization/part", token, "DELETE")).status == 403
