@@ -36,7 +36,7 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("pages look not ahead", "redact/searchset.py", "if self._made(entries[place], ahead) is not None:", "if True:"),
     ("counts are the server's", "redact/searchset.py", "            if made is None:\n                continue\n            self._total += 1\n", "            self._total += 1\n            if made is None:\n                continue\n"),
     ("includes lead from anywhere", "redact/searchset.py", "keys = reached(permit.shape.includes, self._shown, resources, permit.situation.bases)", "keys = list(resources)"),
-    ("includes are not judged", "redact/searchset.py", 'self._permit.judge(resource, "i", work.careful)', 'self._permit.judge(resource, "c", work.careful)'),
+    ("includes are not judged", "redact/searchset.py", 'work.judged(resource, "i")', 'work.judged(resource, "c")'),
     ("the past is judged by itself", "redact/history.py", "        if newest is None or redactor.view_of(newest.resource, permit, permit.interaction.letter) is None:\n", "        if newest is None:\n"),
     ("equal views are two entries", "redact/history.py", "if token and before is not None and before.token == token:", "if False and before is not None:"),
     ("the newest of equal views stands", "redact/history.py", "            return None\n        return Seen(version, content, token", "            self.seen.pop()\n        return Seen(version, content, token"),
@@ -54,8 +54,11 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("conditions on what is hidden", "inquiry/search.py", "if inner.thins or inner.joins:", "if False:"),
     ("loose binaries count as seen", "authorize/caller.py", "and not found.withheld_by and not belonging", "and not found.withheld_by"),
     ("Consents are not asked", "authorize/circumstances.py", "            if said.decision is not Decision.PERMIT:\n", "            if False:\n"),
-    ("labels are not asked", "authorize/circumstances.py", "            if not cleared(self._clearance, labels):\n", "            if False:\n"),
+    ("labels are not asked", "authorize/circumstances.py", "            if labels is not self._cleared and not cleared(self._clearance, labels):\n", "            if False:\n"),
     ("references to what a Consent hides", "authorize/writing.py", "    if found.guarded and found.type != \"Binary\" and writer.seen.refuse(resource) is not None:\n", "    if False:\n"),
+    ("a page is not looked at", "fhir/glance.py", "        return self._places.get(id(resource), -1) in self._closer\n", "        return id(resource) not in self._places\n"),
+    ("denied elements stay", "authorize/resource.py", "        if names.isdisjoint(said.elements or ()):\n", "        if True:\n"),
+    ("whose an edit would be is not gathered", "inquiry/before.py", "        await self._gather.about(permit, [edit.new], gathered)\n", ""),
     ("hidden parts are compared", "redact/written.py", "if interaction.if_match and interaction.if_match != seen.version:", "if interaction.if_match and interaction.if_match != stored.version:"),
 )  # fmt: skip
 """(guard, file, what stands there, what stands there without it)"""

@@ -143,6 +143,13 @@ def _marked(path: Path) -> Iterator[str]:
             yield node.name
 
 
+def test_every_guard_that_mutants_take_away_stands_once() -> None:
+    from tests.mutants import MUTANTS
+
+    counts = {guard: (ROOT / "fhirshield" / file).read_text(encoding="utf-8").count(old) for guard, file, old, _ in MUTANTS}
+    assert [guard for guard, number in counts.items() if number != 1] == [] and len(counts) == len(MUTANTS)
+
+
 def test_the_picture_of_the_house_names_every_room() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     rooms = [p for p in (ROOT / "fhirshield").iterdir() if not p.name.startswith("__")]

@@ -45,6 +45,11 @@ def _literal(text: str, bases: tuple[str, ...]) -> Literal | None:
     return Literal(found[1], found[2])
 
 
+def named_in(value: Any, bases: tuple[str, ...] = ()) -> Literal | None:
+    """The resource that a Reference names, as ``literal``."""
+    return literal(value.get("reference"), bases) if type(value) is dict else None
+
+
 _CONDITIONAL = re.compile(r"[A-Z][A-Za-z]+\?.", re.DOTALL)
 
 

@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from fhirshield.fhir.glance import glance
-from fhirshield.fhir.reference import Literal, literal
+from fhirshield.fhir.reference import Literal, literal, named_in
 from fhirshield.fhir.reference_places import ways
 from fhirshield.fhir.search_parameters import reader, subject_ways
 
@@ -165,3 +165,10 @@ def targets_of(resource: Any, bases: tuple[str, ...]) -> list[Literal]:
 
 def _target(value: Any, bases: tuple[str, ...]) -> Literal | None:
     return literal(value.get("reference"), bases) if isinstance(value, dict) else None
+
+
+def linked(patient: Any, bases: tuple[str, ...]) -> Patients:
+    """The patients whom a Patient's own ``link`` names, one step far."""
+    rows = patient.get("link") if type(patient) is dict else None
+    named = [named_in(row.get("other"), bases) for row in rows if type(row) is dict] if type(rows) is list else []
+    return frozenset(one.id for one in named if one is not None and one.type == "Patient")

@@ -7,12 +7,11 @@ again before the first byte leaves. Whoever cannot be asked is a 503, for what i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,12 +21,12 @@ from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.consent import Actor, Consent, Unsupported, parse, patient_of
 from fhirshield.fhir.glance import glance
 from fhirshield.fhir.ordered import date_span, period_holds
-from fhirshield.fhir.reference import Literal, literal
-from fhirshield.fhir.subjects import has_subject, people_of, targets_of
+from fhirshield.fhir.reference import Literal, literal, named_in
+from fhirshield.fhir.subjects import has_subject, linked, people_of, targets_of
 from fhirshield.gather.kept import EVERYTHING, Changed, Kept, unchanged
+from fhirshield.gather.marks import MEMBERS, Marks
 from fhirshield.gather.reading import TOGETHER, Counts, Reading, away, by_id
-from fhirshield.gather.relations import Relations, parties_of
-from fhirshield.gather.relations import touched as written
+from fhirshield.gather.relations import Relations
 from fhirshield.model import Denial, OfPatient, Permit, Reason, Refused, Relationship, Situation
 from fhirshield.state.epochs import Epochs
 
@@ -36,15 +35,10 @@ AT_ONCE = 500
 """Consents of a page."""
 MOST_TREES = 4096
 """Consents that are kept parsed."""
-MOST_NAMES = 50_000
-"""Names of marks that are remembered."""
 MOST_PARTS = 5
 """Levels of organizations that are parts of others."""
 MOST_SOURCES = 500
 """Resources that one answer's labels may rest on."""
-_MEMBERS = frozenset({"CareTeam", "Group", "PractitionerRole"})
-_READ = _MEMBERS | {"Consent", "Patient"}
-"""The types that are read in order to decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,41 +88,25 @@ class AboutAnswer:
         self._upstream = upstream
         self._source = source or upstream
         self._epochs = epochs
-        self._digest = digest
         self._clock = clock
         self._heard = float("-inf")
         """When the source last answered."""
+        relating = frozenset[str]().union(*(one.types for one in asked.relationships))
+        self.marks = Marks(
+            self._source.server.url, epochs, digest, consents=asked.consents, relating=relating, births=asked.births, lag=asked.lag
+        )
         fresh = asked.max_age - asked.lag
-        self._records: Kept[_Record] = Kept(epochs, self._marks_of, max_age=fresh, clock=clock)
-        self._members: Kept[Any] = Kept(epochs, self._marks_of, max_age=fresh, clock=clock)
-        self._roles: Kept[tuple[Any, ...]] = Kept(epochs, self._marks_of, max_age=fresh, clock=clock)
+        self._records: Kept[_Record] = Kept(epochs, self.marks.of, max_age=fresh, clock=clock)
+        self._members: Kept[Any] = Kept(epochs, self.marks.of, max_age=fresh, clock=clock)
+        self._roles: Kept[tuple[Any, ...]] = Kept(epochs, self.marks.of, max_age=fresh, clock=clock)
         ages = {one.name: one.max_age for one in asked.relationships}
         kept: dict[str, Kept[frozenset[str]]] = {
-            name: Kept(epochs, self._parties, max_age=age, clock=clock) for name, age in ages.items()
+            name: Kept(epochs, self.marks.of_parties, max_age=age, clock=clock) for name, age in ages.items()
         }
         self._relations = Relations(upstream, kept)
-        self._relating = frozenset().union(*(one.types for one in asked.relationships))
-        self.pauses: tuple[float, ...] = (0.0, 0.05, 0.2)
-        """Seconds before each try to say that what was written is written."""
         self._trees: dict[bytes, Consent] = {}
-        self._names: dict[str, str] = {}
         self._troubles: dict[str, str] = {}
         """Consents that cannot be enforced, by name: why. The log says it once."""
-
-    def mark(self, key: str) -> str:
-        """The name of what is kept of a patient or another resource: ``Patient/1`` -> a digest; one for all that share a source."""
-        found = self._names.get(key)
-        if found is None:
-            if len(self._names) >= MOST_NAMES:
-                self._names.clear()
-            found = self._names[key] = self._digest(f"{self._source.server.url} {key}")
-        return found
-
-    def _marks_of(self, key: str) -> tuple[str, ...]:
-        return (self.mark(key),)
-
-    def _parties(self, key: str) -> tuple[str, ...]:
-        return tuple(map(self.mark, parties_of(key)))
 
     # --- an exchange ----------------------------------------------------------------------------------------------
 
@@ -271,7 +249,7 @@ class AboutAnswer:
             bases = permit.situation.bases
             return {
                 str(one): _Record(
-                    tuple(consents[one.id]), tuple(faults[one.id]), _links(found.get(one), bases), _born(found.get(one))
+                    tuple(consents[one.id]), tuple(faults[one.id]), linked(found.get(one), bases), _born(found.get(one))
                 )
                 for one in named
             }
@@ -344,9 +322,9 @@ class AboutAnswer:
         actors = frozenset[Actor]().union(*(_named_by(consent).actors for consent in consents))
         if not actors:
             return
-        named = {actor.reference for actor in actors if actor.reference is not None and actor.reference.type in _MEMBERS}
+        named = {actor.reference for actor in actors if actor.reference is not None and actor.reference.type in MEMBERS}
         user = literal(permit.principal.fhir_user)
-        roles = any(actor.reference is None or actor.reference.type in _MEMBERS | {"Organization"} for actor in actors)
+        roles = any(actor.reference is None or actor.reference.type in MEMBERS | {"Organization"} for actor in actors)
         if user is not None and user.type == "PractitionerRole":
             named.add(user)
         wanted = sorted((one for one in named - facts.resources.keys() if one.type != "PractitionerRole" or one == user), key=str)
@@ -363,7 +341,7 @@ class AboutAnswer:
         if facts.roles is None and (user := literal(permit.principal.fhir_user)) is not None and user.type == "Practitioner":
             facts.roles = await self._own_roles(permit, user, counts)
         waiting = {one for text in permit.principal.organizations if (one := literal(text)) is not None}
-        waiting |= {one for role in facts.roles or () if (one := _names(role.get("organization"), bases)) is not None}
+        waiting |= {one for role in facts.roles or () if (one := named_in(role.get("organization"), bases)) is not None}
         for _ in range(MOST_PARTS):
             waiting -= facts.resources.keys()
             if not waiting:
@@ -371,7 +349,7 @@ class AboutAnswer:
             found = await self._gathered(permit, sorted(waiting, key=str), counts)
             facts.resources.update(found)
             waiting = {
-                one for part in found.values() if part is not None and (one := _names(part.get("partOf"), bases)) is not None
+                one for part in found.values() if part is not None and (one := named_in(part.get("partOf"), bases)) is not None
             }
 
     async def _gathered(self, permit: Permit, wanted: list[Literal], counts: Counts) -> dict[Literal, Any]:
@@ -394,7 +372,7 @@ class AboutAnswer:
 
         key = f"roles of {user}"
         roles = (await self._roles.of([key], situation.facts, fetch))[key]
-        mine = [role for role in roles if _names(role.get("practitioner"), situation.bases) == user]
+        mine = [role for role in roles if named_in(role.get("practitioner"), situation.bases) == user]
         return tuple(
             role for role in mine if role.get("active") is not False and period_holds(role.get("period"), situation.now) is True
         )
@@ -406,75 +384,6 @@ class AboutAnswer:
         found = await self._named(permit, wanted, counts) if wanted else {}
         for one in wanted:
             facts.glances[one] = glance(found[one]) if one in found else None
-
-    # --- writes ---------------------------------------------------------------------------------------------------
-
-    def touched(self, permits: Iterable[Permit]) -> frozenset[str]:
-        """The marks of what decisions keep of what these write: as it was, and as it will be."""
-        found: set[str] = set()
-        for permit in permits if self._asked.consents or self._relating else ():
-            if permit.affects & (_READ | self._relating):
-                found.add(EVERYTHING)
-            elif permit.writing is not None:
-                images = [one for one in (permit.writing.image, permit.writing.stored) if type(one) is dict]
-                found |= self._marks(images, permit.situation.bases)
-        return frozenset(found)
-
-    def _marks(self, images: list[Any], bases: tuple[str, ...]) -> set[str]:
-        found: set[str] = set()
-        for image in images:
-            if image.get("resourceType") in self._relating:
-                named = [one for text in glance(image).references if (one := literal(text, bases)) is not None]
-                own = [Literal(image["resourceType"], image["id"])] if type(image.get("id")) is str else []
-                found.update(map(self.mark, written(image, [*named, *own])))
-            kind, identity = image.get("resourceType"), image.get("id")
-            if kind == "Consent":
-                patient = patient_of(image, bases)
-                found.add(self.mark(f"Patient/{patient}") if patient else EVERYTHING)
-            elif kind == "Patient" and "link" in image:
-                ids = {identity, *_links(image, bases)} - {None}
-                found |= {self.mark(f"Patient/{one}") for one in ids}
-            elif kind in _MEMBERS | {"Organization"} and type(identity) is str:
-                found.add(self.mark(f"{kind}/{identity}"))
-            if kind == "PractitionerRole":
-                practitioner = _names(image.get("practitioner"), bases)
-                found.add(self.mark(f"roles of {practitioner}") if practitioner else EVERYTHING)
-        return found
-
-    @contextlib.asynccontextmanager
-    async def writing(self, marks: frozenset[str], permits: Iterable[Permit]) -> AsyncIterator[None]:
-        """Around a write of what decisions read: pending before it, of a new epoch after it; then it binds whoever asks next.
-
-        Where nobody knows whether it was carried out it stays pending: nobody keeps what it may have changed. Raises Refused.
-        """
-        if not marks:
-            yield
-            return
-        try:
-            await self._epochs.begin(marks)
-        except Unavailable:
-            raise Refused(away()) from None
-        try:
-            yield
-        except Refused as refused:
-            if refused.denial.reason is not Reason.OUTCOME_UNKNOWN:
-                with contextlib.suppress(Refused):  # it stays pending
-                    await self._settle(marks)
-            raise
-        await asyncio.sleep(self._asked.lag)
-        await self._settle(marks)
-        for permit in permits:
-            permit.situation.facts.forget()
-
-    async def _settle(self, marks: frozenset[str]) -> None:
-        """Make the marks new. Raises Refused: who began to decide before must not be told that it was written by then."""
-        for pause in self.pauses:
-            await asyncio.sleep(pause)
-            with contextlib.suppress(Unavailable):
-                await self._epochs.end(marks)
-                return
-        text = "it was written, and it is not known whether every replica goes by it yet; read before trying again"
-        raise Refused(Denial(500, Reason.OUTCOME_UNKNOWN, "incomplete", text))
 
 
 class _Named(NamedTuple):
@@ -538,17 +447,7 @@ def _held(rows: Any) -> Iterable[Any]:
             yield from _held(row.get("part"))
 
 
-def _links(patient: Any, bases: tuple[str, ...]) -> frozenset[str]:
-    rows = patient.get("link") if type(patient) is dict else None
-    named = [_names(row.get("other"), bases) for row in rows if type(row) is dict] if type(rows) is list else []
-    return frozenset(one.id for one in named if one is not None and one.type == "Patient")
-
-
 def _born(patient: Any) -> dt.date | None:
     """The last day on which a patient may have been born; None where none is said."""
     said = date_span(patient["birthDate"]) if type(patient) is dict and type(patient.get("birthDate")) is str else None
     return said[1].date() if said else None
-
-
-def _names(value: Any, bases: tuple[str, ...]) -> Literal | None:
-    return literal(value.get("reference"), bases) if type(value) is dict else None

@@ -39,8 +39,8 @@ class Searches:
 
     async def _answered(self, plan: Plan, gathered: Gathered) -> Answer:
         """What the upstream answers, once it is known what those whom it is about say to it. Raises Refused."""
-        marks = self._gather.about.touched([plan.permit])
-        async with self._gather.about.writing(marks, [plan.permit]):
+        marks = self._gather.about.marks.touched([plan.permit])
+        async with self._gather.about.marks.writing(marks, [plan.permit]):
             answer = await self._forward(plan)
         with contextlib.suppress(*([Refused] if plan.permit.writing is not None else [])):  # it was done: it is told, not shown
             await self._gather.about(plan.permit, _judged(answer), gathered)

@@ -59,7 +59,7 @@ class Together(Before):
 
     async def carried_out(self, plan: Sent, permits: list[Permit], gathered: Gathered) -> list[Answer]:
         """The writes of a transaction, sent as one; their answers, ready to be judged. Raises Refused."""
-        async with self._gather.about.writing(self._gather.about.touched(permits), permits):
+        async with self._gather.about.marks.writing(self._gather.about.marks.touched(permits), permits):
             answers = await self._forward.together(plan)
         with contextlib.suppress(Refused):  # it was done: it is told, not shown
             await self._gather.about(permits[0], [answer.resource for answer in answers], gathered)

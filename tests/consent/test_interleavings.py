@@ -113,7 +113,7 @@ class Run:
             AboutAnswer(asked, reading, None, Failing(inner, self.chance), lambda key: f"{seed} {key}") for _ in range(2)
         ]
         for about in self.replicas:
-            about.pauses = (0.0, 0.0)
+            about.marks.pauses = (0.0, 0.0)
         self.clock = 0
         self.answered: list[tuple[int, bool, int]] = []
         """(moment of the answer, whether it permits, version)"""
@@ -130,7 +130,7 @@ class Run:
                          writing=Writing(consent("c", "p", provision("permit" if permits else "deny")), "", False, False, frozenset("p")))  # fmt: skip
         await self.chance.turn()
         try:
-            async with about.writing(about.touched([permit]), [permit]):
+            async with about.marks.writing(about.marks.touched([permit]), [permit]):
                 await self.chance.turn()
                 if self.chance.fails:  # the server acted, or not, and nobody knows
                     if self.chance.random.random() < 0.5:
