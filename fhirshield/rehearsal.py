@@ -20,8 +20,10 @@ from fhirshield.fhir.history import Version
 from fhirshield.fhir.interaction import RULE_NAMES, Interaction, Kind
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.reference_places import extensions
+from fhirshield.fhir.subjects import people_of
 from fhirshield.forward import not_found
-from fhirshield.model import Answer, Denial, Permit, Principal, Reason, Refused, Situation, Stored, Tally, View
+from fhirshield.inquiry.emergency import searched
+from fhirshield.model import Answer, Denial, Grant, Permit, Principal, Reason, Refused, Situation, Stored, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
 from fhirshield.redact import History, Past, Redactor, Searchset
@@ -29,7 +31,7 @@ from fhirshield.redact.body import Withheld
 from fhirshield.redact.written import Written
 from fhirshield.rewrite import rewrite
 from fhirshield.ring import Ring
-from fhirshield.settings import Credential, Upstream
+from fhirshield.settings import Credential, Upstream, duration
 from fhirshield.shelf import about, driven
 
 BASE = "https://shield.example"
@@ -66,18 +68,24 @@ class Stage:
         self._written = Written(self._redact, 64)
         self._receive = Receiver(replace(_UPSTREAM, hidden_narrative=hidden_narrative), BASE, ring)
 
-    def rehearse(self, principal: Principal, request: str, stored: list[Any], at: dt.datetime, body: Any = None) -> Outcome:
-        """``request`` is method and target, below the upstream's path: ``GET /Patient/1``; ``body`` what a write brings."""
+    def rehearse(
+        self, principal: Principal, request: str, stored: list[Any], at: dt.datetime, body: Any = None, *, emergency: str = ""
+    ) -> Outcome:  # fmt: skip
+        """``request`` is method and target, below the upstream's path: ``GET /Patient/1``; ``body`` what a write brings.
+
+        ``emergency`` is the reason that is stated to break the glass.
+        """
         situation: Situation | None = None
         interaction: Interaction | None = None
         try:
-            asked = _request(request, at, body)
+            asked = _request(request, at, body, emergency)
             situation = self._receive.situation(asked)
             interaction = self._receive.interaction(asked)
             interaction = self._receive.content(interaction, asked)
             permit = authorize(principal, interaction, situation, self.rules)
             if isinstance(permit, Denial):
                 return _refused(permit, interaction, situation)
+            _in_emergency(permit, stored)
             permit = self._informed(permit, stored)
             if interaction.kind not in RULE_NAMES or (interaction.recalls and not interaction.id):
                 text = f"`{interaction.operation or interaction.kind.value}` cannot be rehearsed on resources at hand"
@@ -163,6 +171,21 @@ class Stage:
         return decided
 
 
+def _in_emergency(permit: Permit, stored: list[Any]) -> None:
+    """What ``inquiry`` does in an emergency, the glass being broken for whom a resource is about. Raises Refused."""
+    asked, facts = permit.interaction, permit.situation.facts
+    if permit.emergency is None:
+        return
+    patients: frozenset[str] | None
+    if asked.id and asked.type != "Patient":
+        there = next((one for one in stored if (one.get("resourceType"), one.get("id")) == (asked.type, asked.id)), None)
+        patients = people_of(there, permit.situation.bases, facts.subjects.get) if there is not None else None
+    else:
+        patients = frozenset((asked.id or searched(asked, permit),))
+    if patients is not None and len(patients) == 1:
+        facts.grant = Grant("rehearsal", permit.emergency, next(iter(patients)), permit.situation.emergency, new=False)
+
+
 def _version(resource: Any, interaction: Interaction) -> Version:
     """A resource at hand as the one version that there is, by the name under which it is asked for."""
     meta = resource.get("meta")
@@ -178,12 +201,13 @@ def _refused(denial: Denial, interaction: Interaction | None, situation: Situati
     return Outcome(denial.status, denial.reason, denial.rule, None, Tally(), interaction, situation, None, denial.expression)
 
 
-def _request(text: str, at: dt.datetime, body: Any) -> Request:
+def _request(text: str, at: dt.datetime, body: Any, emergency: str = "") -> Request:
     method, _, target = text.partition(" ")
     path, _, query = target.partition("?")
     content = b"" if body is None else fhir_json.encode(body)
     kind = b"application/json-patch+json" if method == "PATCH" else b"application/fhir+json"
     headers = [(b"content-type", kind)] if content else []
+    headers += [(b"break-glass-reason", emergency.encode())] if emergency else []
     return Request(method, (PATH + path).encode(), query.encode(), headers, content, "127.0.0.1", at, "rehearsal")
 
 
@@ -212,8 +236,10 @@ def _answer(permit: Permit, stored: list[Any]) -> Answer:
     return Answer(plan, 200, {}, fhir_json.decode(body), careful=True, deep=extensions(body)[1])
 
 
-def principal_from(row: dict[str, Any]) -> Principal:
-    """A principal as tests and ``explain`` describe one; the keys are those of ``schemas/tests.json``."""
+def principal_from(row: dict[str, Any], at: dt.datetime | None = None) -> Principal:
+    """A principal as tests and ``explain`` describe one (``schemas/tests.json``); ``auth_age`` is counted from ``at``."""
+    age = row.get("auth_age")
+    began = (at or dt.datetime.now(dt.UTC)).timestamp() - duration(age) if age is not None else 0.0
     scopes = smart.parse(row.get("scopes", "user/*.rs"))
     attributes = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in row.get("attributes", {}).items()))
     return Principal(
@@ -226,6 +252,10 @@ def principal_from(row: dict[str, Any]) -> Principal:
         patient=row.get("patient", ""),
         fhir_user=row.get("fhir_user", "" if row.get("patient") else "Practitioner/rehearsal"),
         attributes=attributes,
+        organizations=frozenset(row.get("organizations", ())),
+        acr=row.get("acr", ""),
+        amr=frozenset(row.get("amr", ())),
+        auth_time=began,
         expires=float("inf"),
         fingerprint=hashlib.sha256(msgspec.json.encode(row, order="deterministic")).hexdigest(),
     )

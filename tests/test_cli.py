@@ -23,6 +23,7 @@ import yaml
 from fhirshield.audit import Journal
 from fhirshield.cli import COMMANDS, main
 from fhirshield.ring import load_key
+from tests.consent.material import consent, provision
 from tests.parts import ROOT
 from tests.test_settings import PLAIN
 from tests.world import OPEN, merged
@@ -174,3 +175,53 @@ def test_serve_says_everything_that_is_wrong_and_does_not_start(tmp_path: Path, 
     (tmp_path / "fhirshield.yaml").write_text(yaml.safe_dump(merged(PLAIN, {"zone": "Nowhere", "upstreams": [{"issuers": ["x"]}]})))
     assert main(["serve", str(tmp_path / "fhirshield.yaml")]) == 1
     assert "faults; nothing was started" in capsys.readouterr().err
+
+
+CIRCUMSTANCES = """
+sensitivity: {lists: [list.csv]}
+relationships: {treating: {patients_of: ["Encounter?participant={fhirUser}&status=in-progress"]}}
+consent_elements:
+  - {id: contact, codes: ["urn:e|contact"], redact: [{resources: [Patient], path: $.telecom, with: remove}]}
+rules:
+  - {id: treat, who: {roles: [doctor]}, allow: {interactions: [read, search], resources: [Patient, Condition], related: treating}}
+  - {id: cleared, who: {roles: [psychiatrist]}, clearance: {confidentiality: R, categories: [PSY]}}
+  - id: glass
+    who: {roles: [doctor], authentication: {acr: ["urn:2"], max_age: 1h}}
+    break_glass: {resources: [Patient], replaces: [relationship, consent], time: 30m, limit: 3, per: 24h}
+"""
+THEIR_TESTS = """
+principals:
+  doctor: {roles: [doctor], fhir_user: Practitioner/d, purposes: [TREAT], acr: "urn:2", auth_age: 5m}
+  late: {roles: [doctor], fhir_user: Practitioner/d, purposes: [TREAT], acr: "urn:2", auth_age: 2h}
+  psychiatrist: {roles: [doctor, psychiatrist], fhir_user: Practitioner/d, purposes: [TREAT]}
+consent: {policies: {"urn:policy:base": ignore}}
+stored:
+  - {resourceType: Encounter, id: e, status: in-progress, class: {code: AMB}, subject: {reference: Patient/a}, participant: [{individual: {reference: Practitioner/d}}]}
+  - {resourceType: Condition, id: c, subject: {reference: Patient/a}, code: {coding: [{system: "urn:s", code: psy}]}}
+  - {resourceType: Patient, id: a, telecom: [{value: "555"}]}
+  - {resourceType: Patient, id: b}
+  - CONSENT
+  - OTHER
+tests:
+  - {name: related, principal: doctor, request: GET /Patient/a, expect: {status: 200, body: {resourceType: Patient, id: a}}}
+  - {name: not related, principal: doctor, request: GET /Patient/b, expect: {status: 404}}
+  - {name: in an emergency, principal: doctor, request: GET /Patient/b, emergency: found unconscious, expect: {status: 200}}
+  - {name: who authenticated long ago, principal: late, request: GET /Patient/b, emergency: found unconscious, expect: {status: 401}}
+  - {name: beyond clearance, principal: doctor, request: GET /Condition/c, expect: {status: 404, reason: beyond-clearance}}
+  - {name: within clearance, principal: psychiatrist, request: GET /Condition/c, expect: {status: 200}}
+"""
+
+
+def test_rule_tests_know_what_patients_and_circumstances_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "list.csv").write_text("category,system,kind,code\nPSY,urn:s,code,psy\n")
+    (tmp_path / "rules.yaml").write_text(CIRCUMSTANCES)
+    said = consent("c1", "a", provision("permit", provision("deny", code="urn:e|contact")))
+    (tmp_path / "tests/a.yaml").write_text(
+        THEIR_TESTS.replace("CONSENT", json.dumps(said)).replace("OTHER", json.dumps(consent("c2", "b", provision("permit"))))
+    )
+    assert main(["test", str(tmp_path)]) == 0, capsys.readouterr().out
+    assert "6 passed" in capsys.readouterr().out
+    main(["test", str(tmp_path), "--mutate"])
+    survivors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("SURVIVED")]
+    assert survivors == ["SURVIVED rules.yaml: treat: search: no test needs it"]

@@ -72,8 +72,12 @@ def _tests(text: str, folder: Path) -> None:
         "id": "a", "who": {"roles": ["nurse"]}, "allow": {"interactions": ["read"], "resources": ["Patient"]},
         "redact": [{"resources": ["Patient"], "path": "$.birthDate", "with": "generalize", "to": "year"}],
     }  # fmt: skip
+    physicians = [
+        {"id": "b", "who": {"roles": ["physician"]}, "allow": {"interactions": ["read"], "resources": ["Patient"]}},
+        {"id": "c", "who": {"roles": ["physician"]}, "break_glass": {"resources": ["Patient"], "replaces": ["consent"], "time": "30m", "limit": 1, "per": "1h"}},
+    ]  # fmt: skip
     suite = Suite(folder / "tests.yaml", {}, found.value)
-    assert not [p for result in play(suite, loads(yaml.safe_dump({"rules": [rules]}))) for p in result.problems]
+    assert not [p for result in play(suite, loads(yaml.safe_dump({"rules": [rules, *physicians]}))) for p in result.problems]
 
 
 def _shell(text: str, folder: Path) -> None:

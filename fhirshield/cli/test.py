@@ -24,6 +24,7 @@ import yaml
 from fhirshield import document
 from fhirshield.errors import Fault, OperatorError
 from fhirshield.policy.compile import RuleSet
+from fhirshield.policy.consent import ConsentPolicy
 from fhirshield.policy.load import loads
 from fhirshield.policy.rule import Rules
 from fhirshield.rehearsal import Outcome, Stage, principal_from
@@ -58,7 +59,7 @@ class Result:
 def run(options: argparse.Namespace) -> int:
     """Run all suites; 1 when a test fails or a mutant survives."""
     suites = load(options.rules)
-    results = [result for suite in suites for result in play(suite, _assemble(suite.rules))]
+    results = [result for suite in suites for result in play(suite, _assemble(options.rules, suite.rules))]
     failed = [result for result in results if result.problems]
     for result in failed:
         print(f"FAILED {result.suite}: {result.name}")
@@ -94,15 +95,32 @@ def _yaml(path: Path) -> Any:
     return found.value
 
 
-def _assemble(texts: dict[str, Any]) -> Rules:
-    rules = [rule for value in texts.values() for rule in value["rules"]]
-    extensions = sorted({url for value in texts.values() for url in value.get("modifier_extensions", ())})
-    return loads(yaml.safe_dump({"rules": rules, "modifier_extensions": extensions}), "rules under test")
+def _assemble(folder: Path, texts: dict[str, Any]) -> Rules:
+    """The rules of these files as one, with all that stands beside them."""
+    whole: dict[str, Any] = {"rules": []}
+    for value in texts.values():
+        for key, part in value.items():
+            if isinstance(part, list):
+                whole[key] = [*whole.get(key, ()), *part]
+            elif key == "relationships":
+                whole[key] = {**whole.get(key, {}), **part}
+            else:
+                whole[key] = part
+    return loads(yaml.safe_dump(whole), str(folder / "rules under test"))
+
+
+def _policy(row: dict[str, Any] | None) -> ConsentPolicy | None:
+    """How Consents are read, as a file of tests says it in the words of settings."""
+    if row is None:
+        return None
+    recent, own = row.get("conflicts") == "most-recent-wins", row.get("own_record", "open") == "open"
+    exempt = frozenset(row.get("exempt_roles", ()))
+    return ConsentPolicy(row.get("default", "deny"), recent, own, exempt, policies=tuple(sorted(row.get("policies", {}).items())))
 
 
 def play(suite: Suite, rules: Rules) -> Iterator[Result]:
     """Run one suite on a rule set."""
-    stage = Stage(RuleSet(rules))
+    stage = Stage(RuleSet(rules, _policy(suite.value.get("consent"))))
     for test in suite.value["tests"]:
         outcome = rehearse(stage, suite, test)
         yield Result(suite.file.stem, test["name"], tuple(compare(outcome, test["expect"])))
@@ -118,7 +136,8 @@ def rehearse(stage: Stage, suite: Suite, test: dict[str, Any]) -> Outcome:
             raise OperatorError([Fault(where, test["name"], f"no principal `{test['principal']}`", "add it to `principals`")])
     stored = [*suite.value.get("stored", ()), *test.get("stored", ())]
     at = dt.datetime.fromisoformat(test.get("at", "2026-01-05T10:00")).replace(tzinfo=dt.UTC)
-    return stage.rehearse(principal_from(row), test["request"], stored, at, test.get("body"))
+    emergency = test.get("emergency", "")
+    return stage.rehearse(principal_from(row, at), test["request"], stored, at, test.get("body"), emergency=emergency)
 
 
 def compare(outcome: Outcome, expect: dict[str, Any]) -> Iterator[str]:
@@ -177,7 +196,7 @@ def _mutate(suites: list[Suite]) -> int:
 
 def _survives(suite: Suite, name: str, value: Any) -> bool:
     try:
-        rules = _assemble({**suite.rules, name: value})
+        rules = _assemble(suite.file.parent.parent, {**suite.rules, name: value})
     except OperatorError:
         return False
     return not any(result.problems for result in play(suite, rules))
@@ -194,12 +213,23 @@ def mutants(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             if grant in rule:
                 yield from _parts(value, ("rules", index, grant, "resources"), rule["id"])
                 yield from _parts(value, ("rules", index, grant, "interactions"), rule["id"])
+            for name in ("related", "hard"):
+                if name in rule.get(grant, ()):
+                    yield f"{rule['id']}: {name}", _without(value, ("rules", index, grant, name))
+        for name in ("clearance", "break_glass"):
+            if name in rule:
+                yield f"{rule['id']}: {name}", _without(value, ("rules", index, name))
+        if "authentication" in rule["who"]:
+            yield f"{rule['id']}: authentication", _without(value, ("rules", index, "who", "authentication"))
         if "reveal" in rule:
             yield f"{rule['id']}: reveal", _without(value, ("rules", index, "reveal"))
         for place, redaction in enumerate(rule.get("redact", ())):
             what = f"{rule['id']}: {redaction['path']}"
             yield what, _without(value, ("rules", index, "redact", place))
             yield from _parts(value, ("rules", index, "redact", place, "resources"), what)
+
+    for place, row in enumerate(value.get("consent_elements", ())):
+        yield f"consent element {row['id']}", _without(value, ("consent_elements", place))
 
 
 def _parts(value: dict[str, Any], key: tuple[Any, ...], what: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -226,6 +256,8 @@ def _without(value: dict[str, Any], key: tuple[Any, ...]) -> dict[str, Any]:
     del parent[key[-1]]
     if not parent and key[-2:-1] == ("redact",):
         del _at(mutant, key[:-2])["redact"]
+    if not parent and key[:-1] == ("consent_elements",):
+        del mutant["consent_elements"]
     return mutant
 
 

@@ -30,7 +30,7 @@ async def break_glass(permit: Permit, gather: Gatherer, grants: Grants, redact: 
     if asked.id and asked.type != "Patient":
         await _under_open(emergency, permit, gather, grants, redact, gathered)
         return
-    patient = asked.id or _searched(asked, permit)
+    patient = asked.id or searched(asked, permit)
     situation.facts.grant = await grants.open(emergency, permit.principal, patient, _reason(permit))
 
 
@@ -66,7 +66,8 @@ def _reason(permit: Permit) -> str:
     return permit.situation.emergency or permit.principal.emergency
 
 
-def _searched(asked: Interaction, permit: Permit) -> str:
+def searched(asked: Interaction, permit: Permit) -> str:
+    """The one patient whom a search names. Raises Refused."""
     names = {"_id"} if asked.type == "Patient" else {subject_parameter(asked.type), "patient", "subject"}
     found = set()
     for parameter in asked.parameters:
