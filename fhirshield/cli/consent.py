@@ -12,7 +12,7 @@ import argparse
 import datetime as dt
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -87,20 +87,36 @@ def simulated(options: argparse.Namespace, policy: ConsentPolicy, at: dt.datetim
     for name, row in callers.items():
         principal = principal_from(row)
         seen = [_seen(Stage(rules), principal, [*others, *resources(file)], at) for file in (options.before, options.after)]
+        before, after = seen
         told[name] = {
-            "before": sorted(key for key, (shown, _) in seen[0].items() if shown),
-            "after": sorted(key for key, (shown, _) in seen[1].items() if shown),
-            "why": {key: why for key, (shown, why) in seen[1].items() if not shown},
+            "before": sorted(key for key, one in before.items() if one.shown),
+            "after": sorted(key for key, one in after.items() if one.shown),
+            "why": {key: one.why for key, one in after.items() if not one.shown},
+            "hidden": {
+                key: {"before": sorted(before[key].hidden), "after": sorted(one.hidden)}
+                for key, one in after.items()
+                if key in before and one.shown and before[key].shown and one.hidden != before[key].hidden
+            },
         }
     return told
 
 
-def _seen(stage: Stage, principal: Any, stored: list[Any], at: dt.datetime) -> dict[str, tuple[bool, str]]:
+class _Seen(NamedTuple):
+    """What a caller sees of a resource: at all, why not, and which of what Consents may deny is hidden."""
+
+    shown: bool
+    why: str
+    hidden: frozenset[str]
+
+
+def _seen(stage: Stage, principal: Any, stored: list[Any], at: dt.datetime) -> dict[str, _Seen]:
     found = {}
+    elements = {one.id for one in stage.rules.elements}
     for one in stored:
         name = f"{one.get('resourceType')}/{one.get('id')}"
         outcome = stage.rehearse(principal, f"GET /{name}", stored, at)
-        found[name] = (outcome.status == 200, f"{outcome.reason.value} {outcome.rule}".strip())
+        why = f"{outcome.reason.value} {outcome.rule}".strip()
+        found[name] = _Seen(outcome.status == 200, why, frozenset(outcome.tally.redacted.keys() & elements))
     return found
 
 
@@ -111,4 +127,8 @@ def _lines(told: dict[str, Any]) -> list[str]:
         lines.append(f"{name}: {len(row['before'])} before, {len(row['after'])} after")
         lines += [f"  + {one}" for one in gained]
         lines += [f"  - {one}  ({row['why'].get(one, '')})" for one in lost]
+        for one, hidden in row["hidden"].items():
+            lines.append(
+                f"  ~ {one}  (hidden: {', '.join(hidden['before']) or 'nothing'} -> {', '.join(hidden['after']) or 'nothing'})"
+            )
     return lines

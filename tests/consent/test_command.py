@@ -75,6 +75,23 @@ def test_simulate_shows_what_a_change_shows(tmp_path: Path, capsys: pytest.Captu
     assert "  - Observation/o" in capsys.readouterr().out
 
 
+def test_simulate_shows_which_elements_a_change_hides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patient = {"resourceType": "Patient", "id": "p", "telecom": [{"value": "555"}]}
+    files(tmp_path, before=consent("c", "p", provision("permit")), resources=patient,
+          after=consent("new", "p", provision("permit", provision("deny", code="urn:e|contact"))))  # fmt: skip
+    contact = {
+        "id": "contact",
+        "codes": ["urn:e|contact"],
+        "redact": [{"resources": ["Patient"], "path": "$.telecom", "with": "remove"}],
+    }
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({**OPEN, "consent_elements": [contact]}))
+    (tmp_path / "callers.yaml").write_text(yaml.safe_dump({"one": {"fhir_user": "Practitioner/1"}}))
+    command = ["consent", "simulate", str(tmp_path / "before.json"), "--after", str(tmp_path / "after.json"), "--resources", str(tmp_path / "resources.json"),
+               "--principals", str(tmp_path / "callers.yaml"), "--rules", str(tmp_path / "rules.yaml"), "--settings", str(tmp_path / "fhirshield.yaml")]  # fmt: skip
+    assert main(command) == 0
+    assert "  ~ Patient/p  (hidden: nothing -> contact)" in capsys.readouterr().out
+
+
 def test_explain_names_consent_version_and_provision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = consent("c", "p", provision("permit", provision("deny", cls="Patient")), meta={"versionId": "7"})
     files(tmp_path, consent=made, patient={"resourceType": "Patient", "id": "p"})
