@@ -110,28 +110,28 @@ def glance(resource: Any) -> Glance:
     security: set[Code] = set()
     worded = False
     waiting: list[Any] = [resource]
-    while waiting:
-        node = waiting.pop()
-        if type(node) is list:
-            waiting += [one for one in node if type(one) is dict or type(one) is list]
-            continue
-        code = node.get("code")
-        if type(code) is str:
-            system = node.get("system")
-            codings.add((system if type(system) is str else "", code))
-        text = node.get("reference")
-        if type(text) is str:
-            references.add(text)
-        if not worded and ("text" in node or "display" in node):
-            worded = _is_worded(node)
+    for node in waiting:  # which grows
         for name, value in node.items():
-            if name == "meta" and type(value) is dict:
-                security |= _labels(value.get("security"))
-                waiting += [one for key, one in value.items() if key != "security" and (type(one) is dict or type(one) is list)]
-            elif type(value) is dict or type(value) is list:
+            kind = type(value)
+            if kind is str:
+                if name == "code":
+                    system = node.get("system")
+                    codings.add((system if type(system) is str else "", value))
+                elif name == "reference":
+                    references.add(value)
+                elif name == "valueCode":
+                    codings.add(("", value))
+                elif not worded and (name == "text" or name == "display"):
+                    worded = _is_worded(node)
+            elif kind is dict:
+                if name == "meta":
+                    security |= _labels(value.get("security"))
+                    value = {key: one for key, one in value.items() if key != "security"}
                 waiting.append(value)
-            elif name == "valueCode" and type(value) is str:
-                codings.add(("", value))
+            elif kind is list:
+                waiting += [one if type(one) is dict else {"": one} for one in value if type(one) is dict or type(one) is list]
+            elif not worded and name == "display":
+                worded = _is_worded(node)
     return Glance(frozenset(codings), frozenset(references), frozenset(security), worded)
 
 
