@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +52,19 @@ def codes_of(resource: Any) -> Codes | None:
 
     Taken from its text, which is many times as fast as walking it; what carries labels or holds other resources needs the look.
     """
-    text = encode(resource)
-    return None if b'"security"' in text or text.count(b'"resourceType"') != 1 else tuple(_CODE.findall(text))
+    return None if _is_more(resource) else tuple(_CODE.findall(encode(resource)))
+
+
+def _is_more(resource: Any) -> bool:
+    """Whether a resource carries labels, or holds others (FHIR R4: contained, in a Bundle's entries, in Parameters)."""
+    kind = resource.get("resourceType")
+    if "contained" in resource or type(kind) is not str or kind in _HOLDING:
+        return True
+    meta = resource.get("meta")
+    return type(meta) is dict and "security" in meta
+
+
+_HOLDING = frozenset({"Bundle", "Parameters"})
 
 
 class Page:
@@ -72,27 +82,16 @@ class Page:
         ``telling`` gives those of some codes that may; it is asked once, of all codes of the page.
         """
         if self._closer is None:
-            self._closer = self._look(telling(tuple(set(_CODE.findall(self._text)))))
+            more = {place for place, one in enumerate(self._held) if _is_more(one)}
+            self._closer = {-1, *more, *self._naming(telling(tuple(set(_CODE.findall(self._text)))))}
         return self._places.get(id(resource), -1) in self._closer
 
-    def _look(self, codes: Codes) -> Collection[int]:
-        text, held = self._text, self._held
-        whole = text.count(_TYPE) == 1 + sum("resourceType" in one for one in held)
-        if whole and not codes and _SECURITY not in text:
-            return (-1,)
-        starts = list(_places(text, b'"resource":{'))
-        if len(starts) != len(held):  # they cannot be told apart
-            return range(-1, len(held))
-        told = [at for named in (_SECURITY, *(b'ode":"%b"' % code for code in codes)) for at in _places(text, named)]
-        types = Counter(bisect_right(starts, at) - 1 for at in _places(text, _TYPE)) if not whole else {}
-        return {
-            -1,
-            *(place for place in range(len(held)) if types.get(place, 1) != 1),
-            *(bisect_right(starts, at) - 1 for at in told),
-        }
-
-
-_TYPE, _SECURITY = b'"resourceType"', b'"security"'
+    def _naming(self, codes: Codes) -> Collection[int]:
+        """The places of those that name any of these codes; all where they cannot be told apart in the text."""
+        starts = list(_places(self._text, b'"resource":{')) if codes else []
+        if codes and len(starts) != len(self._held):
+            return range(len(self._held))
+        return {bisect_right(starts, at) - 1 for code in codes for at in _places(self._text, b'ode":"%b"' % code)}
 
 
 def _places(text: bytes, part: bytes) -> Iterator[int]:
