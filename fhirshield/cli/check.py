@@ -68,6 +68,9 @@ def examine(path: Path) -> tuple[list[Fault], list[Advice], int, tuple[str, ...]
         rules = load_rules(rules_path)
     except OperatorError as error:
         return faults + error.faults, [], 0, ()
+    if consent is None and path != rules_path:
+        text = "no Consent is asked of anybody, so that nothing denies it: say `consent` in the settings"
+        advice += [Advice("dead", element.where, element.id, text) for element in rules.elements]
     return faults, advice + advise(rules, attributes), len(rules.rules), notes(RuleSet(rules, consent))
 
 

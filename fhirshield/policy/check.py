@@ -36,12 +36,14 @@ def advise(rules: Rules, attributes: frozenset[str] | None = None) -> list[Advic
         found += _redactions(rule, others)
         found += [Advice("disclosure", rule.where, rule.id, text) for text in rule.disclosures]
         found += _conditions(rule, attributes)
+    for element in rules.elements:
+        found += [Advice("disclosure", element.where, element.id, text) for text in element.disclosures]
     return found
 
 
 def advise_settings(settings: Settings) -> list[Advice]:
     """Advice on what settings say of Consents."""
-    consent, found = settings.consent, []
+    consent, found = settings.consent, list[Advice]()
     if consent is None:
         return []
     where = settings.file

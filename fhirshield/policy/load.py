@@ -142,13 +142,14 @@ def _consent_elements(found: Document, faults: list[Fault], known: Terminology, 
     for place, row in enumerate(found.value.get("consent_elements", ())):
         key: Key = ("consent_elements", place)
         obligations: list[Obligation] = []
+        disclosures: list[str] = []
         for number, redaction in enumerate(row["redact"]):
             at: Key = (*key, "redact", number)
             if "withhold_type" in redaction:
                 text = "a Consent withholds resources by its own criteria; here it hides elements"
                 faults.append(found.fault(at, text, "remove `withhold_type`"))
                 continue
-            _redaction(found, at, row["id"], redaction, faults, obligations, set(), [], known)
+            _redaction(found, at, row["id"], redaction, faults, obligations, set(), disclosures, known)
         if not row.keys() & {"codes", "expressions"}:
             text = "no provision can name it"
             faults.append(found.fault(key, text, "say by which `codes` or `expressions` provisions do"))
@@ -156,7 +157,8 @@ def _consent_elements(found: Document, faults: list[Fault], known: Terminology, 
             faults.append(found.fault((*key, "id"), f"`{row['id']}` is taken", "give each its own"))
         taken = taken | {row["id"]}
         names = frozenset((*row.get("codes", ()), *row.get("expressions", ())))
-        made.append(ConsentElement(row["id"], names, tuple(replace(one, consent=names) for one in dict.fromkeys(obligations))))
+        bound = tuple(replace(one, consent=names) for one in dict.fromkeys(obligations))
+        made.append(ConsentElement(row["id"], names, bound, found.where(key), tuple(dict.fromkeys(disclosures))))
     return made
 
 

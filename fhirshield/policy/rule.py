@@ -154,6 +154,9 @@ class ConsentElement:
     names: frozenset[str]
     """Codes as ``system|code``, and FHIRPath expressions."""
     redact: tuple[Obligation, ...]
+    where: str = ""
+    disclosures: tuple[str, ...] = ()
+    """What its redactions let out on purpose."""
 
 
 @dataclass(frozen=True, slots=True)

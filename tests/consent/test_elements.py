@@ -12,9 +12,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fhirshield.cli import main
 from fhirshield.errors import OperatorError
 from fhirshield.policy.load import loads
 from tests.consent.material import consent, consent5, provision
+from tests.consent.test_command import SETTINGS
 from tests.consent.test_enforced import ON, RULES, registrar, ward
 from tests.consent.test_properties import attributes
 from tests.parts import count
@@ -215,3 +217,17 @@ async def test_an_edit_that_makes_it_another_patients_uncovers_nothing_and_tells
                 answers.append(await here.ask(f"/Observation/{name}", token, "PUT", data=body, headers={"Content-Type": "application/fhir+json"}))  # fmt: skip
         assert [answer.status for answer in answers] == [403, 200, 403, 200] and answers[0].body == answers[2].body
         assert not any(b"555" in answer.body for answer in answers)
+
+
+def test_check_names_what_is_let_out_on_purpose_and_what_nothing_denies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = {"resources": ["Patient"], "path": "$.telecom[*].value", "with": "mask", "length": "kept"}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({**RULES, "consent_elements": [{**ELEMENTS[0], "redact": [mask]}]}))
+    (tmp_path / "fhirshield.yaml").write_text(
+        yaml.safe_dump({name: value for name, value in SETTINGS.items() if name != "consent"})
+    )
+    assert main(["check", str(tmp_path / "fhirshield.yaml")]) == 0
+    told = capsys.readouterr().out
+    assert (
+        "dead: contact: no Consent is asked" in told
+        and "disclosure: contact: `$.telecom[*].value` masked with its length kept" in told
+    )
