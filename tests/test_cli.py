@@ -123,6 +123,11 @@ def test_the_demo_walks_and_ends() -> None:
     )
     assert found.returncode == 0, found.stderr
     assert "stranger" in found.stdout and "0 came after the last of them" in found.stdout and "FAULT" not in found.stdout
+    told = found.stdout.partition("What a patient's Consent changes")[2].splitlines()[3:11]
+    assert [line.split()[-2:] for line in told if "GET Patient" in line] == [
+        ["200", told[0].split()[-1]], ["200", "-"], ["Patient/pat-1", "404"], ["200", told[0].split()[-1]], ["200", told[0].split()[-1]]
+    ]  # fmt: skip
+    assert "CRITICAL:fhirshield:break-glass" in found.stderr and told[0].split()[-1].startswith("555")
 
 
 @contextlib.contextmanager

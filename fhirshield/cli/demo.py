@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import shutil
 import signal
 import socket
 import tempfile
@@ -26,7 +27,7 @@ from fhirshield.cli.serve import server_options
 from fhirshield.demo.issuer import Issuer
 from fhirshield.demo.patients import generate
 from fhirshield.demo.store import Store
-from fhirshield.demo.walk import RECORD, Walk, callers, hidden
+from fhirshield.demo.walk import RECORD, Walk, callers, hidden, ward
 from fhirshield.outbound.pool import Pool
 from fhirshield.ring import load_key
 from fhirshield.serving import serving
@@ -41,12 +42,38 @@ issuers:
     algorithms: [ES256]
     profile: smart
     roles: {{from: roles}}
+    claims: {{vip_cleared: vip}}
 upstreams:
   - path: /fhir
     url: {store}
     issuers: [demo]
-rules: {rules}
+rules: rules
 audit: {{journal: audit}}
+consent:
+  default: permit
+  policies: {{"urn:fhirshield:demo:privacy-policy": ignore}}
+  exempt_roles: [consent-office, clinician, nurse, billing, front-desk, researcher, patient]
+"""
+WARD = """\
+consent_elements:
+  - id: contact-details
+    codes: [urn:fhirshield:demo:consent-form|contact-details]
+    redact:
+      - {resources: [Patient], path: $.telecom, with: remove}
+      - {resources: [Patient], path: $.address, with: remove}
+rules:
+  - id: ward
+    who: {roles: [physician], purposes: [TREAT]}
+    allow: {interactions: [read, search], resources: ["*"]}
+  - id: ward-in-an-emergency
+    who: {roles: [physician]}
+    break_glass: {resources: ["*"], replaces: [consent], time: 30m, limit: 3, per: 24h}
+  - id: consent-office
+    who: {roles: [consent-office]}
+    allow: {interactions: [read, search, create, update], resources: [Consent], policy_inputs: [Consent]}
+  - id: consent-office-looks-up
+    who: {roles: [consent-office]}
+    allow: {interactions: [read], resources: ["*"]}
 """
 
 
@@ -70,9 +97,11 @@ async def _demo(folder: Path, port: int, *, smoke: bool) -> int:
     resources = generate()
     store.load(resources)
     settings_file = folder / "fhirshield.yaml"
-    settings_file.write_text(
-        SETTINGS.format(shield=shield_url, issuer=issuer_url, store=f"{store_url}/fhir", rules=packs()), encoding="utf-8"
-    )
+    settings_file.write_text(SETTINGS.format(shield=shield_url, issuer=issuer_url, store=f"{store_url}/fhir"), encoding="utf-8")
+    (folder / "rules").mkdir()
+    for pack in packs().glob("*.yaml"):
+        shutil.copy(pack, folder / "rules")
+    (folder / "rules" / "ward.yaml").write_text(WARD, encoding="utf-8")
     settings = load(settings_file)
     shield = build(settings)
     async with contextlib.AsyncExitStack() as stack:
@@ -84,7 +113,7 @@ async def _demo(folder: Path, port: int, *, smoke: bool) -> int:
         count = sum(1 for r in resources if r["resourceType"] == "Patient")
         print(f"FHIRShield at {shield_url}/fhir, before a FHIR server with {count} synthetic patients.")
         walk = Walk(client, f"{shield_url}/fhir", f"{store_url}/fhir", people)
-        lines = await walk.lines()
+        lines = [*await walk.lines(), *await walk.decisions(*ward(issuer, f"{shield_url}/fhir"))]
         print("\n".join(lines))
         await shield.parts.publish()
         faults = _trail(folder)

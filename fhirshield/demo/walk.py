@@ -52,6 +52,17 @@ def callers(issuer: Issuer, audience: str) -> list[Caller]:
     ]
 
 
+def ward(issuer: Issuer, audience: str) -> tuple[Caller, Caller]:
+    """A physician of whom Consents are asked, and the office that keeps them."""
+    physician = issuer.token(
+        audience, "user/*.rs", sub="dr-hale", fhirUser="Practitioner/dr-hale", roles=["physician"], purpose_of_use="TREAT"
+    )
+    office = issuer.token(
+        audience, "user/*.cruds", sub="office", fhirUser="Practitioner/office", roles=["consent-office"], vip=True
+    )
+    return Caller("physician", physician), Caller("consent office", office)
+
+
 class Walk:
     """Shows what each caller gets of the shield at ``base``, and what the server behind it holds."""
 
@@ -61,12 +72,17 @@ class Walk:
         self._direct = direct
         self._people = people
 
-    async def get(self, base: str, path: str, token: str = "") -> Response:
+    async def get(self, base: str, path: str, token: str = "", **headers: str) -> Response:
         """One GET."""
+        return await self._ask("GET", base, path, token, headers)
+
+    async def _ask(
+        self, method: str, base: str, path: str, token: str, headers: dict[str, str], body: bytes | None = None
+    ) -> Response:  # fmt: skip
         scheme, _, rest = base.partition("://")
         authority, _, prefix = rest.partition("/")
-        headers = {"Accept": "application/fhir+json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        return await self._client.send("GET", f"{scheme}://{authority}", f"/{prefix}/{path}", headers)
+        sent = {"Accept": "application/fhir+json"} | ({"Authorization": f"Bearer {token}"} if token else {}) | headers
+        return await self._client.send(method, f"{scheme}://{authority}", f"/{prefix}/{path}", sent, body)
 
     async def lines(self) -> list[str]:
         """The whole walk."""
@@ -74,6 +90,35 @@ class Walk:
         told += [_title("What each finds when it searches that record"), *await self._searches()]
         told += [_title("A question about what is hidden is refused, not answered"), *await self._questions()]
         return told
+
+    async def decisions(self, physician: Caller, office: Caller) -> list[str]:
+        """What a patient's Consent changes for the physician, from one request to the next."""
+        rows, place = [["", "", "status", "phone"]], ""
+
+        async def looks(when: str, **headers: str) -> None:
+            answer = await self.get(self._base, f"Patient/{RECORD}", physician.token, **headers)
+            phone = _telecom(json.loads(answer.body), "phone") if answer.status == 200 else ""
+            rows.append([when, f"GET Patient/{RECORD}", str(answer.status), phone if phone is not None else "-"])
+
+        async def says(when: str, provision: dict[str, Any], status: str = "active") -> None:
+            nonlocal place
+            method, path = ("PUT", f"Consent/{place}") if place else ("POST", "Consent")
+            body = json.dumps(_consent(provision, status) | ({"id": place} if place else {})).encode()
+            kind = {"Content-Type": "application/fhir+json"}
+            answer = await self._ask(method, self._base, path, office.token, kind, body)
+            place = place or answer.headers["location"].split("/Consent/")[1].split("/")[0]
+            rows.append([when, f"{method} {path}", str(answer.status), ""])
+
+        nested = {"type": "deny", "code": [{"coding": [{"system": "urn:fhirshield:demo:consent-form", "code": "contact-details"}]}]}
+        await looks("no Consent says anything")
+        await says("the patient says: no contact details", {"type": "permit", "provision": [nested]})
+        await looks("the next request")
+        await says("the patient says: nothing at all", {"type": "deny"})
+        await looks("the next request")
+        await looks("with a reason, in an emergency", **{"Break-Glass-Reason": "found unconscious in the street"})
+        await says("the patient takes it back", {"type": "deny"}, "inactive")
+        await looks("the next request")
+        return [_title("What a patient's Consent changes, from one request to the next"), *table(rows, 40)]
 
     async def _record(self) -> list[str]:
         path = f"Patient/{RECORD}"
@@ -109,6 +154,19 @@ class Walk:
                     reason = json.loads(answer.body)["issue"][0]["diagnostics"]
                 told.append(f"  {person.name:<11} {path:<62} {answer.status} {reason}")
         return told
+
+
+def _consent(provision: dict[str, Any], status: str) -> dict[str, Any]:
+    """A Consent of R4 of the record's patient."""
+    return {
+        "resourceType": "Consent",
+        "status": status,
+        "scope": {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}]},
+        "category": [{"coding": [{"system": "http://loinc.org", "code": "59284-0"}]}],
+        "patient": {"reference": f"Patient/{RECORD}"},
+        "policy": [{"uri": "urn:fhirshield:demo:privacy-policy"}],
+        "provision": provision,
+    }
 
 
 def hidden(records: list[dict[str, Any]]) -> Iterator[str]:
