@@ -69,3 +69,8 @@ class Unavailable(ShieldError):
         self.slow = slow
         self.sent = sent
         """The request may have reached the other side."""
+
+
+def printable(text: object) -> str:
+    """Text from elsewhere as a line for people may hold it: control characters and the like are escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text))

@@ -302,7 +302,7 @@ class Obligation:
     operation: Operation
     criteria: Criteria | None = None
     """Applies only to resources for which this is not False."""
-    consent: frozenset[str] = frozenset()
+    consent: frozenset[Code | str] = frozenset()
     """Applies only where a Consent denies one of these (``ConsentElement.names``); empty: whatever Consents say."""
 
 

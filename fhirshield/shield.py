@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fhirshield.audit import Journal, record
@@ -29,7 +30,7 @@ from fhirshield.forward import Forwarder
 from fhirshield.gather import Gatherer, Stale
 from fhirshield.gather.grants import Grants
 from fhirshield.inquiry import After, Together, granted, within
-from fhirshield.model import Denial, Facts, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
+from fhirshield.model import Denial, Facts, Grant, Permit, Principal, Reason, Receipt, Refused, Situation, Tally, View
 from fhirshield.policy.compile import RuleSet
 from fhirshield.receive import Receiver, Request
 from fhirshield.redact import Redactor
@@ -62,8 +63,6 @@ class Story:
     """What the shield read itself in order to decide: requests by type."""
     intended: bool = False
     """A write went, or was about to go, upstream."""
-    alarmed: bool = False
-    """The grant that was opened is recorded."""
 
     @property
     def head(self) -> bool:
@@ -160,10 +159,7 @@ class Shield:
         """One interaction of a known caller: decided, carried out, seen as this caller may see it, recorded. Raises Refused."""
         assert story.interaction is not None
         permit = granted(authorize(principal, story.interaction, story.situation, self._rules))
-        try:
-            permit = await self._before(permit, story.gathered)
-        finally:
-            await self._alarm(permit, story)
+        permit = await self._before(permit, story.gathered, partial(self._alarm, permit, story))
         interaction = story.interaction = permit.interaction
         if permit.writing is not None:
             await self._intend(permit, story)
@@ -174,12 +170,8 @@ class Shield:
             entry |= record.asked(story.gathered)
         return view, await self._recorded(entry, story)
 
-    async def _alarm(self, permit: Permit, story: Story) -> None:
-        """A glass that was broken is recorded, and said aloud, before anything is seen through it. Raises Refused."""
-        grant = story.situation.facts.grant
-        if grant is None or not grant.new or story.alarmed:
-            return
-        story.alarmed = True
+    async def _alarm(self, permit: Permit, story: Story, grant: Grant) -> None:
+        """A glass that is broken is recorded, and said aloud, before anything is seen through it. Raises Refused."""
         await self._recorded(record.broken(permit, grant), story)
         _log.critical(
             "break-glass: grant %s under rule %s in exchange %s", grant.id, grant.emergency.rule, story.situation.decision

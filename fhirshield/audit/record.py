@@ -38,7 +38,8 @@ def intended(permit: Permit, digest: str, gathered: Mapping[str, int], request: 
 def broken(permit: Permit, grant: Grant) -> dict[str, Any]:
     """The record of a glass that was broken: by whom, for whom, why, for how long. The reason is in the caller's own words."""
     entry = _exchange(permit.situation, permit.interaction, permit.principal)
-    entry |= {"outcome": "break-glass", "rule": grant.emergency.rule, "patients": [grant.patient], "stated": grant.reason}
+    entry |= {"outcome": "break-glass", "break_glass": grant.id, "rule": grant.emergency.rule}
+    entry |= {"patients": [grant.patient], "stated": grant.reason}
     return entry | {"seconds": grant.emergency.seconds, "replaces": sorted(grant.emergency.replaces)}
 
 

@@ -25,12 +25,12 @@ class Ruling(NamedTuple):
     refused: Refusal | None = None
     labels: tuple[Code, ...] = ()
     """What it leaves with besides what is stored."""
-    elements: frozenset[str] | None = None
+    elements: frozenset[Code | str] | None = None
     """What of ``ConsentElement.names`` its patients deny; None where that is not known, which hides all of them."""
 
 
 OPEN = Ruling()
-NO_ELEMENTS: frozenset[str] = frozenset()
+NO_ELEMENTS: frozenset[Code | str] = frozenset()
 
 
 class Circumstances:
@@ -67,7 +67,7 @@ class Circumstances:
         elements = self._denied(about, letter) if self._elements else NO_ELEMENTS
         return Ruling(None, labels.own if labels is not None else (), elements)
 
-    def _denied(self, about: About, letter: str) -> frozenset[str] | None:
+    def _denied(self, about: About, letter: str) -> frozenset[Code | str] | None:
         """The elements that a resource's patients deny this caller."""
         patients = self._about(about, letter) if letter != "b" else None
         if self._consent is None or not patients:

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from fhirshield.authorize.about import About
 from fhirshield.authorize.asking import Answer, Asking, any_of
 from fhirshield.authorize.provision import matches_resource
-from fhirshield.fhir.consent import R5, Actor, Consent, Provision
+from fhirshield.fhir.consent import R5, Actor, Code, Consent, Provision
 from fhirshield.fhir.ordered import EARLIEST, LATEST
 from fhirshield.fhir.v3 import ACT_REASON, is_a
-from fhirshield.policy.consent import ConsentPolicy, Decision, base
+from fhirshield.policy.consent import ConsentPolicy, Decision, base, plain
 
 DENY, SILENT, PERMIT = Decision.DENY, Decision.SILENT, Decision.PERMIT
 
@@ -46,7 +46,7 @@ class Node:
     of_resource: bool
     """Some of its attributes, or of its exceptions', ask about the resource."""
     exceptions: tuple[Node, ...]
-    elements: frozenset[str] = frozenset()
+    elements: frozenset[Code | str] = frozenset()
     """What it denies are these elements (``ConsentElement.names``), not resources."""
 
 
@@ -144,7 +144,7 @@ def _kind(root: Provision, consent: Consent, meanings: list[str]) -> bool | None
     return None
 
 
-def _nodes(provision: Provision, permits: bool | None, more: tuple[Node, ...], elements: frozenset[str]) -> Iterator[Node]:
+def _nodes(provision: Provision, permits: bool | None, more: tuple[Node, ...], elements: frozenset[Code | str]) -> Iterator[Node]:
     """A provision and those of its kind in it, side by side; ``more`` are exceptions that it has besides its own.
 
     Exceptions are shared by all that have them, and answered once for a resource: the work grows with what was written.
@@ -156,7 +156,7 @@ def _nodes(provision: Provision, permits: bool | None, more: tuple[Node, ...], e
         return
     own = tuple(node for one in inner if one.permits is not permits for node in _nodes(one, one.permits, (), elements))
     exceptions = (*own, *more)
-    for part, names in _parts(provision, elements) if elements and not permits else ((provision, frozenset[str]()),):
+    for part, names in _parts(provision, elements) if elements and not permits else ((provision, frozenset[Code | str]()),):
         asks = _asks_resource(part) or any(node.of_resource for node in exceptions)
         yield Node(part, permits, asks, exceptions, names)
     for one in inner:
@@ -164,16 +164,20 @@ def _nodes(provision: Provision, permits: bool | None, more: tuple[Node, ...], e
             yield from _nodes(_merged(provision, one), permits, exceptions if permits else (), elements)
 
 
-def _parts(deny: Provision, elements: frozenset[str]) -> Iterator[tuple[Provision, frozenset[str]]]:
-    """A deny as one of the elements that it names, and as one of whatever else it says; each with its elements."""
-    named = {f"{system}|{code}" for system, code in deny.codes} & elements
-    says = {deny.expression} & elements
-    if not named and not says:
+def _parts(deny: Provision, elements: frozenset[Code | str]) -> Iterator[tuple[Provision, frozenset[Code | str]]]:
+    """A deny as one of the elements that it names, and as one of whatever else it says; each with its elements.
+
+    A code that is nearly the name of elements, in another case or of another system, stands for these and for itself.
+    """
+    said = {deny.expression} & elements
+    near = {plain(code) for _, code in deny.codes}
+    named = {one for one in elements if type(one) is tuple and plain(one[1]) in near}
+    if not named and not said:
         yield deny, frozenset()
         return
-    rest = tuple((system, code) for system, code in deny.codes if f"{system}|{code}" not in named)
-    if says:  # the codes, where it has others, still say of which resources
-        yield replace(deny, codes=rest, beyond=False), frozenset(says | named)
+    rest = tuple(code for code in deny.codes if code not in elements)
+    if said:  # the codes, where it has others alone, still say of which resources
+        yield replace(deny, codes=() if named else rest, beyond=False), frozenset(said | named)
         return
     yield replace(deny, codes=(), vague=deny.vague - {"codes"}), frozenset(named)
     if rest or "codes" in deny.vague:
@@ -333,11 +337,11 @@ def _own(node: Node, match: Answer, asking: Asking, about: About) -> Said:
     return within if match is True else min(within, NOTHING)
 
 
-def denied(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking, about: About) -> frozenset[str]:
+def denied(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking, about: About) -> frozenset[Code | str]:
     """The elements of a resource that one patient's Consents deny; all where that cannot be decided."""
     labels = about.labels if about.type not in _DOCUMENTS else None
     key = ("elements", consents, about.type, labels)
-    found: frozenset[str] | None = asking.said.get(key) if labels is not None else None
+    found: frozenset[Code | str] | None = asking.said.get(key) if labels is not None else None
     if found is None:
         found = _denied(consents, policy, asking, about)
         if labels is not None and all(_asks_no_more(one, policy) for one in consents):
@@ -345,10 +349,10 @@ def denied(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking,
     return found
 
 
-def _denied(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking, about: About) -> frozenset[str]:
+def _denied(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking, about: About) -> frozenset[Code | str]:
     try:
         since = _since(consents, policy, asking, about) if policy.recent_wins else EARLIEST
-        found: set[str] = set()
+        found: set[Code | str] = set()
         for consent in consents:
             terms = compiled(consent, policy)
             old = consent.when is not None and consent.when[1] < since
@@ -365,9 +369,9 @@ def _since(consents: tuple[Consent, ...], policy: ConsentPolicy, asking: Asking,
     return by.when[0] if by is not None and by.when is not None and by.when[0] <= asking.now else EARLIEST
 
 
-def _elements(terms: Terms, asking: Asking, about: About) -> set[str]:
+def _elements(terms: Terms, asking: Asking, about: About) -> set[Code | str]:
     """The elements that a Consent denies: by provisions that may match, those around them too, unless a permit within does."""
-    waiting, seen, found = list(terms.nodes), set[int](), set[str]()
+    waiting, seen, found = list(terms.nodes), set[int](), set[Code | str]()
     while waiting:
         node = waiting.pop()
         match = _match(node, asking, about) if id(node) not in seen else False

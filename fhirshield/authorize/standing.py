@@ -16,12 +16,13 @@ from fhirshield.fhir import criteria
 from fhirshield.fhir.attachments import PARTS, attachments, bytes_of
 from fhirshield.fhir.criteria import Criteria, Judge
 from fhirshield.fhir.definitions import resource_types
+from fhirshield.fhir.glance import Code
 from fhirshield.fhir.path import parse as parse_path
 from fhirshield.fhir.scopes import Scope, Scopes, parse
 from fhirshield.fhir.subjects import has_subject, is_about_nobody, people_of
 from fhirshield.model import Facts, Naming, Obligation, Opaque, Remove, TypeView
 from fhirshield.policy.compile import Applied
-from fhirshield.policy.rule import Rule
+from fhirshield.policy.rule import RESERVED, Rule
 
 ACTIVE_TYPES = frozenset(
     {
@@ -71,7 +72,7 @@ class TypeStanding:
     obligations: tuple[tuple[int, Judge], ...]
     """Those with criteria, each with its bit; the rest are in ``always``."""
     always: int
-    consented: tuple[tuple[int, frozenset[str]], ...]
+    consented: tuple[tuple[int, frozenset[Code | str]], ...]
     """Those that hold only where a Consent denies one of these, each with its bit."""
     withheld_by: str
     """The rule that withholds the type whole, or empty."""
@@ -332,7 +333,7 @@ def _but(place: str, passed: frozenset[str]) -> str:
 
 _OF_SOMEBODY = frozenset({"Binary", "Device", "Provenance"})
 """Types without a subject of which one may be somebody's all the same: they are shown by what they belong to."""
-OPAQUE = "opaque"
+OPAQUE = RESERVED
 """Stands for a rule where content goes because no rule lets it through."""
 RULE_LETTERS = {"read": "r", "vread": "v", "search": "s", "history": "h", "create": "c", "update": "u", "patch": "p", "delete": "d"}
 _WRITING = str.maketrans("", "", "cupd")

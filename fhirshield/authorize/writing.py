@@ -73,6 +73,13 @@ class _Writer:
             if all(allows(row, self.verb, image) for image in images):
                 yield row
 
+    def is_named(self, stored: Any) -> bool:
+        """Whether its patients' Consents speak of whatever a stored resource refers to (``related``)."""
+        name = Literal(stored["resourceType"], stored["id"]) if type(stored.get("id")) is str else None
+        known = (consent for of in self.permit.situation.facts.consents.values() for consent in (*of.consents, *of.linked))
+        data = (one for consent in known for provision in consent.provisions() for one in provision.data)
+        return name is not None and any(one.meaning == "related" and one.reference == name for one in data)
+
     def may_create_by_update(self) -> bool:
         """Whether nothing of this type may be withheld from this caller, by reading or writing, so that no id can be hidden."""
         found = self.found
@@ -205,8 +212,10 @@ def _touched(writer: _Writer, before: Any, image: Any) -> set[str]:
     touched = {whole for whole, element in own if not all(same(old.get(key), new.get(key)) for key in (element, f"_{element}"))}
     if before is None:  # nobody rests on what is not there yet
         touched.clear()
+    if before is not None and writer.is_named(before):
+        touched.add("Consent")
     if image is None:
-        return touched & {PART}
+        return touched & {PART, "Consent"}
     if not same(_links(old), _links(image)):
         touched.add(LINK)
     if not same(_labels(old), _labels(image)):

@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from fhirshield import document
 from fhirshield.app import consent_policy
 from fhirshield.errors import Fault, MalformedFhir, OperatorError
 from fhirshield.fhir import json as fhir_json
@@ -46,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print findings (1 where there are any), or what would change."""
-    at = dt.datetime.fromisoformat(options.at) if options.at else dt.datetime.now(dt.UTC)
+    at = _moment(options.at)
     at = at if at.tzinfo else at.replace(tzinfo=dt.UTC)
     settings = load_settings(options.settings) if options.settings else None
     policy = (consent_policy(settings) if settings else None) or ConsentPolicy()
@@ -62,6 +64,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _moment(text: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(text) if text else dt.datetime.now(dt.UTC)
+    except ValueError:
+        raise OperatorError([Fault("--at", "", f"`{text}` is no time", "write it as 2026-01-31T10:00+01:00")]) from None
+
+
 def resources(file: Path) -> list[Any]:
     """All resources of a file: one, a Bundle's, or a line each. Raises OperatorError."""
     try:
@@ -73,16 +82,19 @@ def resources(file: Path) -> list[Any]:
     except MalformedFhir as error:
         raise OperatorError([Fault(str(file), "", f"is {error}", "give FHIR JSON")]) from None
     bundles = [one for one in found if isinstance(one, dict) and one.get("resourceType") == "Bundle"]
-    inner = [entry["resource"] for bundle in bundles for entry in bundle.get("entry", ()) if "resource" in entry]
-    return [one for one in found if one not in bundles] + inner
+    rows = [row for bundle in bundles if isinstance(bundle.get("entry"), list) for row in bundle["entry"]]
+    whole = [one for one in found if one not in bundles] + [row.get("resource") if isinstance(row, dict) else row for row in rows]
+    for one in whole:
+        if not isinstance(one, dict) or not isinstance(one.get("resourceType"), str):
+            raise OperatorError([Fault(str(file), "", "holds what is no resource", "give FHIR JSON, each with its resourceType")])
+    return whole
 
 
 def simulated(options: argparse.Namespace, policy: ConsentPolicy, at: dt.datetime) -> dict[str, Any]:
     """For each caller, the resources that are shown before and after, and what decides."""
     rules = RuleSet(load_rules(options.rules), policy)
     others = [one for one in resources(options.resources) if one.get("resourceType") != "Consent"]
-    callers = yaml.safe_load(options.principals.read_text(encoding="utf-8"))
-    callers = callers.get("principals", callers)
+    callers = _callers(options.principals)
     told: dict[str, Any] = {}
     for name, row in callers.items():
         principal = principal_from(row)
@@ -99,6 +111,26 @@ def simulated(options: argparse.Namespace, policy: ConsentPolicy, at: dt.datetim
             },
         }
     return told
+
+
+def _callers(file: Path) -> dict[str, dict[str, Any]]:
+    """The callers of a file, by name. Raises OperatorError."""
+    remedy = "name each as in rule tests: `nurse: {roles: [nurse], purposes: [TREAT]}`"
+    try:
+        text = file.read_text(encoding="utf-8")
+        read = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OperatorError([Fault(str(file), "", f"cannot be read: {type(error).__name__}", remedy)]) from None
+    rows = read.get("principals", read) if isinstance(read, dict) else None
+    if not isinstance(rows, dict):
+        raise OperatorError([Fault(str(file), "", "holds no callers by name", remedy)])
+    _, faults = document.parse(yaml.safe_dump({"principals": rows, "tests": [_NO_TEST]}), str(file), "tests")
+    if faults:
+        raise OperatorError([replace(one, where=str(file), remedy=one.remedy or remedy) for one in faults])
+    return rows
+
+
+_NO_TEST = {"name": "none", "principal": {}, "request": "GET /metadata", "expect": {"status": 200}}
 
 
 class _Seen(NamedTuple):

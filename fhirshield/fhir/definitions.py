@@ -87,6 +87,13 @@ _PADDING = ["", 0, "1", "", "", [], ""]
 
 
 @cache
+def concept_elements() -> frozenset[str]:
+    """Names of elements that are CodeableConcepts or Codings in some type, HumanName's ``name`` aside."""
+    elements = (element for name in tables()["types"] if (found := type_of(name)) for element in found.elements.values())
+    return frozenset(one.name for one in elements if one.type in {"CodeableConcept", "Coding"}) - {"name"}
+
+
+@cache
 def pattern_of(primitive: str) -> str | None:
     """The regular expression of a primitive type's values, where R4 gives one."""
     found = tables()["types"][primitive]["pattern"]

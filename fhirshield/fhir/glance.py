@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fhirshield.fhir.definitions import concept_elements
 from fhirshield.fhir.json import encode
 from fhirshield.fhir.v3 import system_of
 
@@ -25,7 +26,7 @@ class Glance:
     security: frozenset[Code]
     """``meta.security`` of the resource and of those within it; v3 systems by their first name."""
     worded: bool
-    """Some concept is in words alone."""
+    """Some concept is in words alone; notes, names and narrative are none."""
 
 
 Codes = tuple[bytes, ...]
@@ -108,6 +109,7 @@ def glance(resource: Any) -> Glance:
     references: set[str] = set()
     security: set[Code] = set()
     worded = False
+    concepts = concept_elements()
     waiting: list[Any] = [resource]
     for node in waiting:  # which grows
         for name, value in node.items():
@@ -120,22 +122,22 @@ def glance(resource: Any) -> Glance:
                     references.add(value)
                 elif name == "valueCode":
                     codings.add(("", value))
-                elif not worded and (name == "text" or name == "display"):
-                    worded = _is_worded(node)
             elif kind is dict:
                 if name == "meta":
                     security |= _labels(value.get("security"))
                     value = {key: one for key, one in value.items() if key != "security"}
+                elif not worded and name in concepts:
+                    worded = _is_worded(value)
                 waiting.append(value)
             elif kind is list:
+                if not worded and name in concepts:
+                    worded = any(_is_worded(one) for one in value if type(one) is dict)
                 waiting += [one if type(one) is dict else {"": one} for one in value if type(one) is dict or type(one) is list]
-            elif not worded and name == "display":
-                worded = _is_worded(node)
     return Glance(frozenset(codings), frozenset(references), frozenset(security), worded)
 
 
 def _is_worded(node: Any) -> bool:
-    """Whether an object is a concept in words alone, or a coding without its code."""
+    """Whether a concept is in words alone, or a coding without its code."""
     if type(node.get("text")) is str and not node.get("coding"):
         return True
     return "code" not in node and "value" not in node and "display" in node and "reference" not in node and "identifier" not in node

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fhirshield.errors import Unavailable
+from fhirshield.errors import Unavailable, printable
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.consent import Actor, Consent, Unsupported, parse, patient_of
 from fhirshield.fhir.glance import glance
@@ -277,7 +277,7 @@ class AboutAnswer:
             try:
                 known[patient].append(self._parsed(resource, bases))
             except (Unsupported, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-                name = f"Consent/{resource.get('id', '')}"
+                name = f"Consent/{printable(resource.get('id', ''))}"
                 why = str(error) if isinstance(error, Unsupported) else "it names no patient here, or has another shape"
                 self._tell(name, why)
                 for one in [patient] if patient else patients:

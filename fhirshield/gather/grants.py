@@ -1,7 +1,8 @@
 """Break-glass grants: for one caller, one patient and one reason, for a while, counted against a limit.
 
-They are kept in the shared state, so that every replica knows them; with that away, here, and counted by what this replica's
-journal tells of, before its start too: an emergency waits for no Redis, and neither its loss nor a restart lifts a limit.
+They are kept in the shared state, so that every replica knows them; with that away, here. Whatever the state has forgotten, what
+this replica's journal tells of counts, before its start too: an emergency waits for no Redis, and neither its loss nor a restart
+lifts a limit.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ import datetime as dt
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from fhirshield.errors import Unavailable
 from fhirshield.model import Denial, Emergency, Grant, Principal, Reason, Refused
 from fhirshield.state import ExpiringMap
 
-_OPENING = 2.0
-"""Seconds that one request has to open a grant, while others for the same wait."""
+Tell = Callable[[Grant], Awaitable[None]]
+"""Records a new grant, and says it aloud. Raises Refused where it cannot be recorded."""
+_OPENING = 6.0
+"""Seconds that one request has to open a grant and to record it, while others for the same wait."""
+_REFUSED = 2.0
+"""Seconds for which those who ask together are refused together."""
 _PAUSE = 0.02
 MOST = 1000
 """Grants of one caller under one rule that are remembered."""
@@ -40,6 +47,7 @@ class Grants:
         self._clock = clock
         self._here: dict[str, tuple[str, float]] = {}
         self._given: dict[str, deque[float]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         for entry in broken:
             with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):  # of another version
                 self._recall(entry)
@@ -53,17 +61,21 @@ class Grants:
         key = self._digest(f"break-glass {caller}\0{entry['patients'][0]}\0{entry['stated']}\0{rule}")
         self._here[key] = (entry["break_glass"], at + entry["seconds"])
 
-    async def open(self, emergency: Emergency, principal: Principal, patient: str, reason: str) -> Grant:
-        """The grant for this patient: the one there is, else a new one. Raises Refused where the limit is reached."""
+    async def open(self, emergency: Emergency, principal: Principal, patient: str, reason: str, tell: Tell) -> Grant:
+        """The grant for this patient: the one there is, else a new one. Raises Refused where the limit is reached.
+
+        A new one is told before anybody can use it, here or on another replica; where it cannot be told it is none.
+        """
         caller = f"{principal.issuer}\0{principal.subject}"
         key = self._digest(f"break-glass {caller}\0{patient}\0{reason}\0{emergency.rule}")
-        try:
-            identity, new = await self._one(emergency, key, self._digest(f"break-glass {caller}\0{emergency.rule}"))
-        except Unavailable:
-            return self._locally(emergency, key, caller, patient, reason)
-        if new:
-            self._note(caller, emergency)
-        return Grant(identity, emergency, patient, reason, new=new)
+        asked = _Asked(emergency, patient, reason, key, f"{caller}\0{emergency.rule}", tell)
+        lock = self._locks.get(key) or asyncio.Lock()
+        self._locks[key] = lock
+        async with lock:
+            try:
+                return await self._together(asked)
+            except Unavailable:
+                return await self._alone(asked)
 
     async def known(self, emergency: Emergency, principal: Principal, patient: str, reason: str) -> Grant | None:
         """The grant that is open for this patient, if there is one."""
@@ -77,54 +89,100 @@ class Grants:
             identity = here[0]
         return Grant(identity, emergency, patient, reason, new=False) if identity else None
 
-    async def _one(self, emergency: Emergency, key: str, caller: str) -> tuple[str, bool]:
-        """The one grant of many requests that come at once, and whether this one opened it. Raises Refused, Unavailable."""
+    async def _together(self, asked: _Asked) -> Grant:
+        """The one grant of many requests that come at once, on whatever replica. Raises Refused, Unavailable."""
+        emergency, key = asked.emergency, asked.key
         until = time.monotonic() + 2 * _OPENING
         while time.monotonic() < until:
             known = await self._state.get(key)
             if known == _NONE_LEFT:
                 raise Refused(_too_many(emergency))
             if known is not None:
-                return known.decode(), False
+                return asked.grant(known.decode())
+            here = self._here.get(key)
+            if here is not None and here[1] > self._clock():  # the state forgot it
+                await self._state.put(key, here[0].encode(), here[1] - self._clock())
+                return asked.grant(here[0])
             if not await self._state.add(f"{key} opening", _OPENING):
                 await asyncio.sleep(_PAUSE)
                 continue
             if await self._state.get(key) is not None:
                 continue
             try:
-                await self._count(emergency, caller)
+                place = await self._count(asked)
             except Refused:
-                await self._state.put(key, _NONE_LEFT, _OPENING)
+                await self._state.put(key, _NONE_LEFT, _REFUSED)
                 raise
-            identity = os.urandom(8).hex()
-            await self._state.put(key, identity.encode(), emergency.seconds)
-            return identity, True
+            try:
+                made = await self._told(asked)
+            except BaseException:
+                with contextlib.suppress(Unavailable):
+                    for name in (place, f"{key} opening"):
+                        await self._state.put(name, b"", _PAUSE)
+                raise
+            with contextlib.suppress(Unavailable):  # it is told: it holds here, whoever else knows
+                await self._state.put(key, made.id.encode(), emergency.seconds)
+            return made
         raise Unavailable("a grant is being opened elsewhere")
 
-    async def _count(self, emergency: Emergency, caller: str) -> None:
-        """Take one of the places that a caller has within the window; each comes back by itself."""
-        for place in range(emergency.limit):
-            if await self._state.add(f"{caller} {place}", emergency.window):
-                return
+    async def _count(self, asked: _Asked) -> str:
+        """Take one of the places that a caller has within the window; each comes back by itself. Raises Refused.
+
+        What this replica's journal tells of counts whatever the state has forgotten.
+        """
+        emergency = asked.emergency
+        if self._used(asked) < emergency.limit:
+            for place in range(emergency.limit):
+                name = f"{self._digest(f'break-glass {asked.caller}')} {place}"
+                if await self._state.add(name, emergency.window):
+                    return name
         raise Refused(_too_many(emergency))
 
-    def _locally(self, emergency: Emergency, key: str, caller: str, patient: str, reason: str) -> Grant:
-        now = self._clock()
-        known = self._here.get(key)
-        if known is not None and known[1] > now:
-            return Grant(known[0], emergency, patient, reason, new=False)
-        given = self._given.setdefault(f"{caller}\0{emergency.rule}", deque())
-        while given and given[0] <= now - emergency.window:
-            given.popleft()
-        if len(given) >= emergency.limit:
-            raise Refused(_too_many(emergency))
-        self._note(caller, emergency)
-        identity = os.urandom(8).hex()
-        self._here[key] = (identity, now + emergency.seconds)
-        return Grant(identity, emergency, patient, reason, new=True)
+    async def _alone(self, asked: _Asked) -> Grant:
+        """The same with the shared state away, by what this replica knows. Raises Refused."""
+        here = self._here.get(asked.key)
+        if here is not None and here[1] > self._clock():
+            return asked.grant(here[0])
+        if self._used(asked) >= asked.emergency.limit:
+            raise Refused(_too_many(asked.emergency))
+        return await self._told(asked)
 
-    def _note(self, caller: str, emergency: Emergency) -> None:
-        self._given.setdefault(f"{caller}\0{emergency.rule}", deque(maxlen=MOST)).append(self._clock())
+    def _used(self, asked: _Asked) -> int:
+        given = self._given.setdefault(asked.caller, deque(maxlen=MOST))
+        while given and given[0] <= self._clock() - asked.emergency.window:
+            given.popleft()
+        return len(given)
+
+    async def _told(self, asked: _Asked) -> Grant:
+        """A new grant, once it is told; counted meanwhile. Raises Refused."""
+        made = replace(asked.grant(os.urandom(8).hex()), new=True)
+        given, now = self._given.setdefault(asked.caller, deque(maxlen=MOST)), self._clock()
+        given.append(now)
+        try:
+            await asked.tell(made)
+        except BaseException:
+            with contextlib.suppress(ValueError):
+                given.remove(now)
+            raise
+        self._here[asked.key] = (made.id, now + asked.emergency.seconds)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A grant that is asked for."""
+
+    emergency: Emergency
+    patient: str
+    reason: str
+    key: str
+    caller: str
+    """Who asks, under which rule."""
+    tell: Tell
+
+    def grant(self, identity: str) -> Grant:
+        """The grant, once there is one."""
+        return Grant(identity, self.emergency, self.patient, self.reason, new=False)
 
 
 def _too_many(emergency: Emergency) -> Denial:

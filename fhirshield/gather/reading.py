@@ -18,6 +18,8 @@ LONGEST = 2000
 """Characters of a query in a URL; a longer one goes by POST ``_search``."""
 TOGETHER = 50
 """Ids of one search."""
+DEEPEST = 1000
+"""Levels of Consents that are read: one that is nested too deeply to be enforced denies its own patient's data alone."""
 _FRESH = {"Cache-Control": "no-cache"}
 Counts = dict[str, int]
 """What was asked, by type."""
@@ -45,12 +47,12 @@ class Reading:
         except Unavailable:
             raise Refused(away()) from None
 
-    def resource(self, response: Response) -> dict[str, Any]:
-        """The one resource that an answer is. Raises Refused."""
+    def resource(self, response: Response, depth: int = 0) -> dict[str, Any]:
+        """The one resource that an answer is, nested no deeper than settings allow, or than ``depth``. Raises Refused."""
         if response.status != 200:
             raise Refused(away())
         try:
-            resource = fhir_json.decode(response.body, self._limits.depth)
+            resource = fhir_json.decode(response.body, depth or self._limits.depth)
         except MalformedFhir:
             raise Refused(away()) from None
         if type(resource) is not dict:
@@ -70,7 +72,8 @@ class Reading:
         """What a search finds, page by page. Raises Refused, for more than so many pages too."""
         segments: tuple[str, ...] = (name,)
         for _ in range(most):
-            bundle = self.resource(await self.ask(permit, segments, query, counts))
+            answer = await self.ask(permit, segments, query, counts)
+            bundle = self.resource(answer, DEEPEST if name == "Consent" else 0)
             entries = bundle.get("entry", [])
             if bundle.get("resourceType") != "Bundle" or type(entries) is not list:
                 raise Refused(away())

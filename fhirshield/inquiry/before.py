@@ -13,7 +13,7 @@ from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.reference import Literal, literal
 from fhirshield.forward import Forwarder, not_found
 from fhirshield.gather import Gatherer
-from fhirshield.gather.grants import Grants
+from fhirshield.gather.grants import Grants, Tell
 from fhirshield.inquiry.emergency import break_glass
 from fhirshield.inquiry.search import Gathered, Searches, granted
 from fhirshield.model import Denial, Draft, Permit, Reason, Refused, Stored
@@ -32,9 +32,12 @@ class Before(Searches):
         self._written = written
         self._grants = grants
 
-    async def __call__(self, permit: Permit, gathered: Gathered) -> Permit:
-        """The permit once it is known what a condition names, what a write would change, and where joins lead. Raises Refused."""
-        await break_glass(permit, self._gather, self._grants, self._redact, gathered)
+    async def __call__(self, permit: Permit, gathered: Gathered, tell: Tell) -> Permit:
+        """The permit once it is known what a condition names, what a write would change, and where joins lead. Raises Refused.
+
+        ``tell`` records a glass that is broken on the way.
+        """
+        await break_glass(permit, self._gather, self._grants, self._redact, gathered, tell)
         await self._gather.about.ready(permit, gathered)
         permit = related_only(permit, self._rules)
         if permit.interaction.condition:

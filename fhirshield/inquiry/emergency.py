@@ -14,7 +14,7 @@ from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.search_parameters import subject_parameter
 from fhirshield.fhir.subjects import people_of
 from fhirshield.gather import Gatherer
-from fhirshield.gather.grants import Grants
+from fhirshield.gather.grants import Grants, Tell
 from fhirshield.inquiry.search import Gathered
 from fhirshield.model import Denial, Emergency, Permit, Reason, Refused
 from fhirshield.redact import Redactor
@@ -22,7 +22,9 @@ from fhirshield.redact import Redactor
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}\Z")
 
 
-async def break_glass(permit: Permit, gather: Gatherer, grants: Grants, redact: Redactor, gathered: Gathered) -> None:
+async def break_glass(
+    permit: Permit, gather: Gatherer, grants: Grants, redact: Redactor, gathered: Gathered, tell: Tell
+) -> None:  # fmt: skip
     """Note in the exchange's facts what the emergency replaces, and for whom. Raises Refused."""
     emergency, situation, asked = permit.emergency, permit.situation, permit.interaction
     if emergency is None or situation.facts.joint or situation.facts.grant is not None:
@@ -31,7 +33,7 @@ async def break_glass(permit: Permit, gather: Gatherer, grants: Grants, redact: 
         await _under_open(emergency, permit, gather, grants, redact, gathered)
         return
     patient = asked.id or searched(asked, permit)
-    situation.facts.grant = await grants.open(emergency, permit.principal, patient, _reason(permit))
+    situation.facts.grant = await grants.open(emergency, permit.principal, patient, _reason(permit), tell)
 
 
 async def _under_open(

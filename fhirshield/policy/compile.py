@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fhirshield.fhir.glance import Code
 from fhirshield.model import Emergency, Obligation, Principal, Situation
 from fhirshield.policy.consent import ConsentPolicy
 from fhirshield.policy.rule import BIRTH, NORMAL, PART, POLICY_TYPES, Clearance, Rule, Rules, Who
@@ -60,7 +61,7 @@ class RuleSet:
     def __init__(self, rules: Rules, consent: ConsentPolicy | None = None) -> None:
         self.rules = rules.rules
         self.elements = rules.elements
-        names = frozenset[str]().union(*(one.names for one in rules.elements))
+        names = frozenset[Code | str]().union(*(one.names for one in rules.elements))
         self.consent = replace(consent, elements=names) if consent is not None and names else consent
         self.sensitivity = rules.sensitivity
         self.relationships = {one.name: one for one in rules.relationships}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from fhirshield.fhir.glance import Code
+
 
 class Decision(IntEnum):
     """What a Consent, or all of a patient's, say of a resource; the less is shown, the smaller."""
@@ -39,7 +41,7 @@ class ConsentPolicy:
     """A patient may read what is about that patient alone without a Consent."""
     exempt_roles: frozenset[str] = frozenset()
     """Roles whose callers no Consent is asked of."""
-    elements: frozenset[str] = frozenset()
+    elements: frozenset[Code | str] = frozenset()
     """What provisions may name that hides elements (``ConsentElement.names``)."""
     policies: tuple[tuple[str, str], ...] = ()
     """(URI of a policy or ``system|code`` of a policy rule, one of MEANINGS)"""
@@ -60,3 +62,8 @@ def base(meaning: str, purposes: frozenset[str]) -> Decision:
     if meaning == "treatment":
         return Decision.PERMIT if purposes == frozenset(("TREAT",)) else Decision.DENY
     return {"permit": Decision.PERMIT, "ignore": Decision.SILENT}.get(meaning, Decision.DENY)
+
+
+def plain(code: str) -> str:
+    """A code as names of elements are compared with it: whatever its case, without what cannot be seen."""
+    return "".join(one for one in code if one.isprintable() and not one.isspace()).casefold()

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fhirshield.fhir.consent import Consent, Provision, Unsupported, parse
+from fhirshield.errors import printable
+from fhirshield.fhir.consent import Code, Consent, Provision, Unsupported, parse
 from fhirshield.fhir.v3 import ACT_CODE, CONFIDENTIALITY, is_sensitivity, rank
-from fhirshield.policy.consent import ConsentPolicy
+from fhirshield.policy.consent import ConsentPolicy, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,16 @@ class Finding:
 
 def lint(resource: Any, policy: ConsentPolicy, now: dt.datetime, bases: tuple[str, ...] = ()) -> list[Finding]:
     """All findings on one Consent, valid or not."""
-    name = f"Consent/{resource.get('id', '')}" if isinstance(resource, dict) else "?"
+    name = f"Consent/{printable(resource.get('id', ''))}" if isinstance(resource, dict) else "?"
     if not isinstance(resource, dict) or resource.get("resourceType") != "Consent":
         return [Finding("unsupported", name, "Consent", "is no Consent")]
     try:
         consent = parse(resource, bases)
     except Unsupported as error:
-        return [Finding("unsupported", name, "Consent", str(error))]
-    return [Finding(kind, name, path, text) for kind, path, text in _findings(consent, policy, now)]
+        return [Finding("unsupported", name, "Consent", printable(error))]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return [Finding("unsupported", name, "Consent", "has another shape, or is nested too deeply")]
+    return [Finding(kind, name, path, printable(text)) for kind, path, text in _findings(consent, policy, now)]
 
 
 def _findings(consent: Consent, policy: ConsentPolicy, now: dt.datetime) -> Iterator[tuple[str, str, str]]:
@@ -56,8 +59,13 @@ def _findings(consent: Consent, policy: ConsentPolicy, now: dt.datetime) -> Iter
         yield from _within(consent.root, now, policy.elements)
 
 
-def _within(provision: Provision, now: dt.datetime, elements: frozenset[str]) -> Iterator[tuple[str, str, str]]:
-    if provision.permits and any(f"{system}|{code}" in elements for system, code in provision.codes):
+def _within(provision: Provision, now: dt.datetime, elements: frozenset[Code | str]) -> Iterator[tuple[str, str, str]]:
+    named = {plain(one[1]) for one in elements if type(one) is tuple}
+    for system, code in provision.codes if not provision.permits else ():
+        if (system, code) not in elements and plain(code) in named:
+            text = f"`{printable(code)}` is nearly a name of elements: these are hidden, and all that has such a code"
+            yield "contradictory", provision.path, text
+    if provision.permits and any(one in elements for one in provision.codes):
         yield "dead", provision.path, "permits elements, which only a deny may name: permit all, and deny the others"
     if provision.beyond and (provision.permits or provision.expression not in elements):
         yield "dead" if provision.permits else "unsupported", provision.path, "asks for what cannot be known here"

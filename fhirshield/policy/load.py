@@ -17,13 +17,14 @@ from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir import path as fhir_path
 from fhirshield.fhir.criteria import Criteria
 from fhirshield.fhir.definitions import Element, resource_types, type_of
+from fhirshield.fhir.glance import Code
 from fhirshield.fhir.operations import NEVER, OPERATIONS
 from fhirshield.fhir.subjects import has_subject
 from fhirshield.fhir.terminology import Terminology
-from fhirshield.fhir.v3 import RANKS, is_sensitivity
+from fhirshield.fhir.v3 import RANKS, is_sensitivity, system_of
 from fhirshield.model import PLACEHOLDER, Emergency, Generalize, Mask, Obligation, Opaque, Relationship, Remove
 from fhirshield.policy.condition import Condition, ConditionError, compile_condition
-from fhirshield.policy.operations import check_fit, operation_of
+from fhirshield.policy.operations import OR_WITHHOLD, check_fit, operation_of
 from fhirshield.policy.rule import (
     BIRTH,
     INTERACTIONS,
@@ -31,6 +32,7 @@ from fhirshield.policy.rule import (
     PART,
     POLICY_TYPES,
     READING,
+    RESERVED,
     SECURITY,
     Authentication,
     Clearance,
@@ -89,13 +91,15 @@ def _assemble(texts: list[tuple[str, str]]) -> Rules:
                 rules.append(_rule(found, index, row, faults, known))
         if not wrong:
             relationships += _relationships(found, faults)
-            elements += _consent_elements(found, faults, known, {one.id for one in elements})
+            elements += _consent_elements(found, faults, known, {name: one.id for one in elements for name in one.names})
         if not wrong and "sensitivity" in found.value:
             labelled.append((found.where(("sensitivity",)), _sensitivity(found, name, faults, digest)))
         if not wrong:
             extensions.update(found.value.get("modifier_extensions", ()))
     seen: dict[str, Rule] = {}
     for rule in rules:
+        if rule.id == RESERVED:
+            faults.append(Fault(rule.where, "id", f"`{RESERVED}` stands in records for what no rule lets pass", "give it another"))
         if rule.id in seen:
             faults.append(Fault(rule.where, "id", f"`{rule.id}` is taken at {seen[rule.id].where}", "give each its own"))
         seen[rule.id] = rule
@@ -136,7 +140,9 @@ def _relationships(found: Document, faults: list[Fault]) -> list[Relationship]:
     return made
 
 
-def _consent_elements(found: Document, faults: list[Fault], known: Terminology, taken: set[str]) -> list[ConsentElement]:
+def _consent_elements(
+    found: Document, faults: list[Fault], known: Terminology, taken: dict[Code | str, str]
+) -> list[ConsentElement]:
     """Elements that Consents may deny; each code or expression stands for one of them."""
     made = []
     for place, row in enumerate(found.value.get("consent_elements", ())):
@@ -149,14 +155,20 @@ def _consent_elements(found: Document, faults: list[Fault], known: Terminology, 
                 text = "a Consent withholds resources by its own criteria; here it hides elements"
                 faults.append(found.fault(at, text, "remove `withhold_type`"))
                 continue
-            _redaction(found, at, row["id"], redaction, faults, obligations, set(), disclosures, known)
+            own: list[Fault] = []
+            _redaction(found, at, row["id"], redaction, own, obligations, set(), disclosures, known)
+            faults += [replace(one, remedy=one.remedy.replace(OR_WITHHOLD, "")) for one in own]
         if not row.keys() & {"codes", "expressions"}:
             text = "no provision can name it"
             faults.append(found.fault(key, text, "say by which `codes` or `expressions` provisions do"))
-        if row["id"] in taken:
+        if row["id"] in taken.values() or row["id"] == RESERVED:
             faults.append(found.fault((*key, "id"), f"`{row['id']}` is taken", "give each its own"))
-        taken = taken | {row["id"]}
-        names = frozenset((*row.get("codes", ()), *row.get("expressions", ())))
+        codes = [text.rpartition("|") for text in row.get("codes", ())]
+        names = frozenset[Code | str]((*((system_of(system), code) for system, _, code in codes), *row.get("expressions", ())))
+        for name in sorted(names & taken.keys(), key=str):
+            text = f"`{name if isinstance(name, str) else '|'.join(name)}` stands for `{taken[name]}` already"
+            faults.append(found.fault(key, text, "give each element a code of its own"))
+        taken |= dict.fromkeys(names, row["id"])
         bound = tuple(replace(one, consent=names) for one in dict.fromkeys(obligations))
         made.append(ConsentElement(row["id"], names, bound, found.where(key), tuple(dict.fromkeys(disclosures))))
     return made

@@ -33,6 +33,7 @@ _KEYS = {
     "remove": {"drop", "withhold_type"},
 }
 _ALL_KEYS = set().union(*_KEYS.values())
+OR_WITHHOLD = ", or `withhold_type: true` to withhold the type from these callers"
 
 
 def operation_of(row: dict[str, Any]) -> Operation:
@@ -94,7 +95,7 @@ def check_fit(target: Target, operation: Operation, text: str) -> None:
 
 def _check_removal(target: Target, operation: Remove, text: str) -> None:
     element = target.element
-    remedy = "say `drop: true` to take its parent too, or `withhold_type: true` to withhold the type from these callers"
+    remedy = f"say `drop: true` to take its parent too{OR_WITHHOLD}"
     if element.modifier and not operation.drop:
         raise PathError(f"`{text}` removes a modifier element whose parent stays: readers would misunderstand it", remedy)
     if element.min > 0 and not has_absent_form(element) and not operation.drop:

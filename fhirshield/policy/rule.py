@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fhirshield.fhir.criteria import Criteria
+from fhirshield.fhir.glance import Code
 from fhirshield.fhir.v3 import ACT_CODE, RANKS, above
 from fhirshield.model import Emergency, Labels, Obligation, Opaque, Principal, Relationship
 from fhirshield.policy.condition import Condition
@@ -17,6 +18,8 @@ INTERACTIONS = (*READING, "create", "update", "patch", "delete")
 POLICY_TYPES = frozenset({"Consent", "RelatedPerson", "Group", "PractitionerRole", "CareTeam"})
 """Types that decisions read: who may see what, and who stands in which relation to whom."""
 LINK, SECURITY = "Patient.link", "meta.security"
+RESERVED = "opaque"
+"""The id under which records tell what went because no rule lets it pass."""
 PART, BIRTH = "Organization.partOf", "Patient.birthDate"
 """Read where Consents are asked, and where labels ask how old somebody is."""
 """Elements that decisions read: which records are one person's, and labels."""
@@ -151,8 +154,8 @@ class ConsentElement:
     """Elements that patients may deny to others: what their Consents call them, and how they are hidden."""
 
     id: str
-    names: frozenset[str]
-    """Codes as ``system|code``, and FHIRPath expressions."""
+    names: frozenset[Code | str]
+    """Codes (system by its first name, code), and FHIRPath expressions."""
     redact: tuple[Obligation, ...]
     where: str = ""
     disclosures: tuple[str, ...] = ()

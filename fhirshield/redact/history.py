@@ -1,23 +1,24 @@
 """What was, as this caller may see it: the versions of a resource, and pages of histories.
 
 A version is shown where both its own content, under the labels that the resource has now, and what the resource is now may be
-seen: a label that was set today hides the past. Of versions whose views are equal, neighbours once what is hidden is left out,
-the oldest stands for all, so that a hidden edit shows neither in number nor in order. A deletion is shown to those who could
-see what was deleted.
+seen: a label that was set today hides the past, and what is hidden of the resource now is hidden of what it was. Of versions
+whose views are equal, neighbours once what is hidden is left out, the oldest stands for all, so that a hidden edit shows
+neither in number nor in order. A deletion is shown to those who could see what was deleted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
+from fhirshield.fhir.glance import Page, within
 from fhirshield.fhir.history import Version, version_of
 from fhirshield.fhir.json import encode
 from fhirshield.fhir.reference import Literal
-from fhirshield.model import Answer, Denial, Permit, Plan, Reason, Refused, Tally, View
+from fhirshield.model import Answer, Denial, Judge, Permit, Plan, Reason, Refused, Tally, Verdict, View
 from fhirshield.redact.body import JSON, Redactor, Work
 from fhirshield.redact.searchset import Searchset, join
 
@@ -44,6 +45,7 @@ class Past:
         newest = next((version for version in versions if version.resource is not None), None)
         if newest is None or redactor.view_of(newest.resource, permit, permit.interaction.letter) is None:
             return
+        self._permit = replace(permit, judge=_hiding_as_now(permit, newest.resource))
         labels = _labels(newest.resource)
         for version in reversed(versions):
             found = self._shown(version, labels) if version.resource is not None else self._deleted(version)
@@ -163,6 +165,24 @@ class History(Searchset):
 
 
 _METHODS = {"POST", "PUT", "PATCH", "DELETE"}
+
+
+def _hiding_as_now(permit: Permit, now: Any) -> Judge:
+    """A judge that hides of what was, besides, what it hides of what is: by type, for what is held too."""
+    letter = permit.interaction.letter
+    binding: dict[str, int] = {}
+    for resource in within(now):
+        verdict = permit.judge(resource, letter if resource is now else "c", True)
+        kind = resource["resourceType"]
+        if type(kind) is str:
+            binding[kind] = binding.get(kind, 0) | verdict.applies
+
+    def judged(resource: Any, letter: str, careful: bool, page: Page | None = None) -> Verdict:
+        verdict = permit.judge(resource, letter, careful, page)
+        more = binding.get(resource["resourceType"], 0) if verdict.shown else 0
+        return replace(verdict, applies=verdict.applies | more) if more else verdict
+
+    return judged
 
 
 def _labels(resource: Any) -> list[Any]:

@@ -172,7 +172,7 @@ class Written:
         verdict = permit.judge(copy, "r", True)
         if not verdict.shown:
             return
-        if verdict.applies != applies:
+        if verdict.applies != applies or not _binds_alike(permit, stored.resource, copy):
             raise NotMergeable
         work = Work(permit, Tally(), self._redactor.tools(permit), True, True, stored.named)
         try:
@@ -183,6 +183,12 @@ class Written:
         _in_upstreams_terms(again, permit)
         if not agrees(again, new):
             raise NotMergeable
+
+
+def _binds_alike(permit: Permit, stored: Any, image: Any) -> bool:
+    """Whether what is hidden of each contained resource that stays is what was, whatever stands there."""
+    was, will = ({one.get("id"): permit.judge(one, "c", True).applies for one in _contained(whole)} for whole in (stored, image))
+    return all(was[name] == will[name] for name in was.keys() & will.keys())
 
 
 def _check_shape(new: Any) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
+from fhirshield.errors import Unavailable
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.glance import glance
 from fhirshield.fhir.scopes import parse
 from fhirshield.fhir.v3 import ACT_CODE
 from fhirshield.gather.grants import Grants
-from fhirshield.model import Emergency, Principal, Refused
+from fhirshield.model import Denial, Emergency, Principal, Reason, Refused
 from fhirshield.policy.sensitivity import compiled, read_list
 from fhirshield.state.memory import MemoryMap
 from tests.consent.test_enforced import ON, ward
@@ -22,6 +24,7 @@ from tests.emergency import test_break_glass as emergencies
 from tests.emergency.test_break_glass import WHY, doctor, room, two_rooms
 from tests.emergency.test_break_glass import status as status_of
 from tests.labels.test_labels import LIST, SCT, clinic, condition
+from tests.state.test_state import redis_server
 
 PSY = "35489007"
 
@@ -97,6 +100,13 @@ def emergency(limit: int = 3) -> Emergency:
 CALLER = Principal("issuer", "me", "app", frozenset(), frozenset(), parse(""), "", "", (), 4e9, "")
 
 
+class Away(MemoryMap):
+    """A map that cannot be asked."""
+
+    async def get(self, key: str) -> bytes | None:
+        raise Unavailable("away")
+
+
 class Late(MemoryMap):
     """A map whose answers take turns, as those of one far away do."""
 
@@ -109,15 +119,66 @@ class Late(MemoryMap):
         await super().put(key, value, seconds)
 
 
+async def said(grant: Any) -> None:
+    """A record that takes a moment."""
+    await asyncio.sleep(0.001)
+
+
+async def test_a_grant_that_could_not_be_recorded_opens_nothing_and_takes_no_place() -> None:
+    async def full(grant: Any) -> None:
+        raise Refused(Denial(503, Reason.JOURNAL_UNAVAILABLE, "transient", "full"))
+
+    for state in (Late(), Away()):
+        grants = Grants(state, lambda key: key)
+        for _ in range(5):
+            with pytest.raises(Refused):
+                await grants.open(emergency(), CALLER, "b", "a reason that is long", full)
+            assert await grants.known(emergency(), CALLER, "b", "a reason that is long") is None
+        opened = [await grants.open(emergency(), CALLER, name, "a reason that is long", said) for name in ("b", "b", "c", "d")]
+        assert [one.new for one in opened] == [True, False, True, True]
+
+
+async def test_nobody_uses_a_grant_whose_record_is_still_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first shield dies while it records; to the second nothing was opened, and what it opens it records itself."""
+    monkeypatch.setattr("fhirshield.gather.grants._OPENING", 0.5)
+    async with two_rooms(tmp_path) as (one, two):
+        whole = one.parts.journal.record
+
+        async def hangs(entry: Any, decision: str) -> Any:
+            return await (asyncio.sleep(3600) if entry["outcome"] == "break-glass" else whole(entry, decision))
+
+        monkeypatch.setattr(one.parts.journal, "record", hangs)
+        dying = asyncio.create_task(status_of(one, "/Patient/b", doctor(one), WHY))
+        await asyncio.sleep(0.3)
+        assert await status_of(two, "/Observation/o-b", doctor(two), WHY) == 404
+        assert await status_of(two, "/Patient/b", doctor(two), WHY) == 200
+        dying.cancel()
+        assert [record["outcome"] for record in two.records() if record.get("break_glass")] == ["break-glass", "released"]
+
+
+async def test_a_state_that_comes_back_empty_lifts_no_limit_and_ends_no_emergency(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as url:
+        (tmp_path / "ring").write_bytes(b"r" * 32)
+        async with room(tmp_path, state=url, keys={"file": "ring"}) as here:
+            names = ("a", "b", "kin", "nobody", "self")
+            first = [await status_of(here, f"/Patient/{name}", doctor(here), WHY) for name in names]
+            state = Redis.from_url(url)
+            await state.flushall()
+            again = [await status_of(here, f"/Patient/{name}", doctor(here), WHY) for name in names]
+            await state.aclose()
+            assert first == again and first.count(200) == 3, (first, again)
+            assert sum(record["outcome"] == "break-glass" for record in here.records()) == 3
+
+
 async def test_a_chart_that_opens_with_many_requests_is_one_emergency() -> None:
     grants = Grants(Late(), lambda key: key)
-    opened = await asyncio.gather(*(grants.open(emergency(), CALLER, "b", "a reason that is long") for _ in range(50)))
+    opened = await asyncio.gather(*(grants.open(emergency(), CALLER, "b", "a reason that is long", said) for _ in range(50)))
     assert len({one.id for one in opened}) == 1
     assert sum(one.new for one in opened) == 1
     for other in ("c", "d"):
-        assert (await grants.open(emergency(), CALLER, other, "a reason that is long")).new
+        assert (await grants.open(emergency(), CALLER, other, "a reason that is long", said)).new
     with pytest.raises(Refused):
-        await grants.open(emergency(), CALLER, "e", "a reason that is long")
+        await grants.open(emergency(), CALLER, "e", "a reason that is long", said)
 
 
 async def test_two_shields_with_one_redis_open_one_grant_of_many_requests(tmp_path: Path) -> None:
