@@ -17,7 +17,7 @@ import jsonschema
 import msgspec
 import yaml
 
-from fhirshield.errors import Fault, OperatorError
+from fhirshield.errors import Fault, OperatorError, printable
 
 Key = tuple[str | int, ...]
 
@@ -136,13 +136,24 @@ def _fault(document: Document, error: Any) -> Fault:
         missing = [name for name in wanted if name not in error.instance]
         return document.fault(key, "is missing " + ", ".join(f"`{name}`" for name in missing), "add it")
     if kind in {"type", "enum", "const"}:
-        return document.fault(key, f"must be {_wanted(kind, wanted)}")
+        said = error.schema.get("description", "") or _WRITTEN.get(wanted if isinstance(wanted, str) else "", "write one of these")
+        return document.fault(key, f"must be {_wanted(kind, wanted)}", said)
     if kind == "pattern":
-        return document.fault(key, f"`{error.instance}` does not look right", error.schema.get("description", ""))
+        remedy = error.schema.get("description", "") or f"write it as {wanted}"
+        return document.fault(key, f"`{printable(error.instance)}` does not look right", remedy)
     return document.fault(key, error.message, error.schema.get("description", ""))
+
+
+_WRITTEN = {
+    "array": "write it in [brackets], one entry or more",
+    "object": "write it as `key: value`",
+    "string": "put it in quotes",
+    "integer": "write a whole number, without quotes",
+    "boolean": "write true or false, without quotes",
+}
 
 
 def _wanted(kind: str, wanted: Any) -> str:
     if kind == "type":
-        return " or ".join(wanted) if isinstance(wanted, list) else f"a {wanted}"
+        return " or ".join(wanted) if isinstance(wanted, list) else f"{'an' if wanted[0] in 'aio' else 'a'} {wanted}"
     return "one of " + ", ".join(f"`{item}`" for item in (wanted if isinstance(wanted, list) else [wanted]))

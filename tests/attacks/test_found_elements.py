@@ -151,12 +151,12 @@ def test_breakglass_reads_any_journal_and_says_what_was_changed(tmp_path: Path, 
     for text in (b'{"break_glass":{"x":1},"outcome":"break-glass"}', b'["break_glass"]', b'{"break_glass":"a"}', b'{"break_glass": bad',
                  b'{"break_glass":"g","outcome":"break-glass","rule":"r"}'):  # fmt: skip
         mac = chain.link(key, mac, text)
-        lines.append(mac + b" " + text)
-    (journal / "journal-00000001.log").write_bytes(b"\n".join(lines) + b"\n")
+        lines.append(chain.line(text, mac))
+    (journal / "journal-00000001.log").write_bytes(b"".join(lines))
     assert main(["breakglass", "list", str(journal)]) == 0, capsys.readouterr().out
     assert [json.loads(line)["grant"] for line in capsys.readouterr().out.splitlines()] == ["g"]
     (tmp_path / "breakglass-reviews.ndjson").write_bytes(b"\xff\xfe x\n")
-    (journal / "journal-00000001.log").write_bytes(b"\n".join(lines[1:]) + b"\n")
+    (journal / "journal-00000001.log").write_bytes(b"".join(lines[1:]))
     assert main(["breakglass", "list", str(journal)]) == 1
     told = capsys.readouterr().out
     assert "a review was changed" in told and "does not follow" in told
