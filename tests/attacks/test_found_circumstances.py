@@ -124,6 +124,7 @@ async def said(grant: Any) -> None:
     await asyncio.sleep(0.001)
 
 
+@pytest.mark.promise
 async def test_a_grant_that_could_not_be_recorded_opens_nothing_and_takes_no_place() -> None:
     async def full(grant: Any) -> None:
         raise Refused(Denial(503, Reason.JOURNAL_UNAVAILABLE, "transient", "full"))
@@ -156,6 +157,7 @@ async def test_nobody_uses_a_grant_whose_record_is_still_being_written(tmp_path:
         assert [record["outcome"] for record in two.records() if record.get("break_glass")] == ["break-glass", "released"]
 
 
+@pytest.mark.promise
 async def test_a_state_that_comes_back_empty_lifts_no_limit_and_ends_no_emergency(tmp_path: Path) -> None:
     with redis_server(tmp_path) as url:
         (tmp_path / "ring").write_bytes(b"r" * 32)

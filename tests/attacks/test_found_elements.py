@@ -39,6 +39,7 @@ async def told(here: World, token: str, path: str) -> bool:
     return b"555" in answer.body
 
 
+@pytest.mark.promise
 async def test_the_past_hides_what_is_hidden_now(tmp_path: Path) -> None:
     """By whose it was, by when, by labels that came later, and for redactions of rules alike."""
     cases: list[tuple[str, Any, Any, Any, Any]] = [
