@@ -118,7 +118,7 @@ class Grants:
             except BaseException:
                 with contextlib.suppress(Unavailable):
                     for name in (place, f"{key} opening"):
-                        await self._state.put(name, b"", _PAUSE)
+                        await self._state.forget(name)
                 raise
             with contextlib.suppress(Unavailable):  # it is told: it holds here, whoever else knows
                 await self._state.put(key, made.id.encode(), emergency.seconds)

@@ -26,6 +26,10 @@ class ExpiringMap(Protocol):
         """Note a key for so long; whether it was not noted already. Of many who ask at once, one is told so."""
         ...
 
+    async def forget(self, key: str) -> None:
+        """Take back what was kept or noted."""
+        ...
+
     async def close(self) -> None:
         """Let go."""
         ...

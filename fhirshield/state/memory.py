@@ -50,6 +50,11 @@ class MemoryMap:
         self._notes[key] = now + seconds
         return True
 
+    async def forget(self, key: str) -> None:
+        """See ExpiringMap."""
+        self._entries.pop(key, None)
+        self._notes.pop(key, None)
+
     async def close(self) -> None:
         """See ExpiringMap."""
         self._entries.clear()

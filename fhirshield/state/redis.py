@@ -39,6 +39,10 @@ class RedisMap:
         """See ExpiringMap."""
         return bool(await _asked(self._redis.set(PREFIX + key, b"1", px=max(1, int(seconds * 1000)), nx=True)))
 
+    async def forget(self, key: str) -> None:
+        """See ExpiringMap."""
+        await _asked(self._redis.delete(PREFIX + key))
+
     async def close(self) -> None:
         """See ExpiringMap."""
         await self._redis.aclose()

@@ -143,17 +143,21 @@ async def test_nobody_uses_a_grant_whose_record_is_still_being_written(tmp_path:
     """The first shield dies while it records; to the second nothing was opened, and what it opens it records itself."""
     monkeypatch.setattr("fhirshield.gather.grants._OPENING", 0.5)
     async with two_rooms(tmp_path) as (one, two):
-        whole = one.parts.journal.record
+        whole, over = one.parts.journal.record, asyncio.Event()
 
         async def hangs(entry: Any, decision: str) -> Any:
-            return await (asyncio.sleep(3600) if entry["outcome"] == "break-glass" else whole(entry, decision))
+            if entry["outcome"] == "break-glass":
+                await over.wait()
+                raise Unavailable("it died")
+            return await whole(entry, decision)
 
         monkeypatch.setattr(one.parts.journal, "record", hangs)
         dying = asyncio.create_task(status_of(one, "/Patient/b", doctor(one), WHY))
         await asyncio.sleep(0.3)
         assert await status_of(two, "/Observation/o-b", doctor(two), WHY) == 404
         assert await status_of(two, "/Patient/b", doctor(two), WHY) == 200
-        dying.cancel()
+        over.set()
+        assert await dying == 503
         assert [record["outcome"] for record in two.records() if record.get("break_glass")] == ["break-glass", "released"]
 
 

@@ -27,7 +27,7 @@ JSON = {"Content-Type": "application/fhir+json"}
 DENYING = provision("permit", provision("deny", code=NOTE))
 
 
-def note(name: str, patient: str, text: str | None = "555", **more: Any) -> dict[str, Any]:
+def note(name: str, patient: str, text: str | None = "five-five-five", **more: Any) -> dict[str, Any]:
     found = {"resourceType": "Observation", "id": name, "status": "final", "code": {"coding": [{"system": "urn:c", "code": "b"}]},
              "subject": {"reference": f"Patient/{patient}"}, **({"note": [{"text": text}]} if text else {})}  # fmt: skip
     return found | more
@@ -36,7 +36,7 @@ def note(name: str, patient: str, text: str | None = "555", **more: Any) -> dict
 async def told(here: World, token: str, path: str) -> bool:
     answer = await here.ask(path, token)
     assert answer.status == 200, (path, answer.body)
-    return b"555" in answer.body
+    return b"five-five-five" in answer.body
 
 
 @pytest.mark.promise
@@ -73,7 +73,7 @@ async def test_an_edit_of_what_is_contained_does_not_tell_what_it_hides(tmp_path
         token,
     ):
         answers = []
-        for text in ("555", None):
+        for text in ("five-five-five", None):
             here.store.save({**note("x", "a", None), "contained": [note("k", "a", text)], "hasMember": [{"reference": "#k"}]})
             view = (await here.ask("/Observation/x", token)).json
             view["contained"][0]["subject"] = {"reference": "Patient/b"}

@@ -38,7 +38,9 @@ def denying(code: str = CONTACT, *within: Any, **said: Any) -> dict[str, Any]:
 
 async def shown(here: World, token: str, name: str) -> Reply:
     """A patient with a telephone, as it is shown."""
-    here.store.save({"resourceType": "Patient", "id": name, "telecom": [{"system": "phone", "value": "555"}], "gender": "female"})
+    here.store.save(
+        {"resourceType": "Patient", "id": name, "telecom": [{"system": "phone", "value": "five-five-five"}], "gender": "female"}
+    )
     return await here.ask(f"/Patient/{name}", token)
 
 
@@ -47,14 +49,14 @@ async def case(folder: Path, *consents: dict[str, Any], settings: Any = ON, rule
     async with ward(folder, *consents, settings=settings, rules=rules) as (here, token):
         answer = await shown(here, token, "a")
         assert answer.status in {200, 404}, answer.body
-        return b"555" in answer.body if answer.status == 200 else None
+        return b"five-five-five" in answer.body if answer.status == 200 else None
 
 
 async def test_an_element_is_hidden_where_a_consent_denies_it_and_marks_are_alike(tmp_path: Path) -> None:
     async with ward(tmp_path, consent("c1", "a", denying()), consent("c2", "b", provision("permit")), rules=WITH) as (here, token):
         first, second = [(await shown(here, token, name)).json for name in ("a", "b")]
         assert "telecom" not in first and first["gender"] == "female"
-        assert second["telecom"] == [{"system": "phone", "value": "555"}]
+        assert second["telecom"] == [{"system": "phone", "value": "five-five-five"}]
         assert first["meta"]["security"] == second["meta"]["security"]
         assert first["meta"]["security"][0]["code"] == "REDACTED"
         assert (await here.ask("/Patient?telecom=555", token)).status == 403
@@ -62,7 +64,7 @@ async def test_an_element_is_hidden_where_a_consent_denies_it_and_marks_are_alik
         assert [len(entry["resource"].get("telecom", [])) for entry in found["entry"]] == [0, 1]
         record = next(one for one in reversed(here.records()) if one["interaction"] == "search-type")
         assert record["redacted"] == {"contact": 1}
-        assert b"555" in (await here.ask("/Patient/a", registrar(here))).body  # no Consent is asked of a registrar
+        assert b"five-five-five" in (await here.ask("/Patient/a", registrar(here))).body  # no Consent is asked of a registrar
 
 
 DOCTOR = "Practitioner/dr-reed"
@@ -130,9 +132,9 @@ async def test_what_is_denied_survives_an_update_and_is_not_uncovered_by_one(tmp
         edited = {**seen.json, "gender": "male"}
         answer = await here.ask("/Patient/a", token, "PUT", data=json.dumps(edited).encode(), headers={
             "If-Match": seen.headers["etag"], "Content-Type": "application/fhir+json"})  # fmt: skip
-        assert answer.status == 200 and b"555" not in answer.body, answer.body
+        assert answer.status == 200 and b"five-five-five" not in answer.body, answer.body
         stored = json.loads(here.store.serve("GET", ["Patient", "a"], [], "", {})[1])
-        assert stored["telecom"] == [{"system": "phone", "value": "555"}] and stored["gender"] == "male"
+        assert stored["telecom"] == [{"system": "phone", "value": "five-five-five"}] and stored["gender"] == "male"
 
 
 async def test_what_is_contained_hides_it_always_unless_it_names_its_patient(tmp_path: Path) -> None:
@@ -140,11 +142,11 @@ async def test_what_is_contained_hides_it_always_unless_it_names_its_patient(tmp
     rules = {**WITH, "consent_elements": [{"id": "ward", "codes": [CONTACT], "redact": [
         {"resources": ["Practitioner"], "path": "$.telecom", "with": "remove"}]}]}  # fmt: skip
     async with ward(tmp_path, consent("c1", "a", provision("permit")), rules=rules) as (here, token):
-        held = {"resourceType": "Practitioner", "id": "p", "telecom": [{"value": "555"}]}
+        held = {"resourceType": "Practitioner", "id": "p", "telecom": [{"value": "five-five-five"}]}
         here.store.save({"resourceType": "Observation", "id": "with", "status": "final", "code": {"text": "x"}, "contained": [held],
                          "subject": {"reference": "Patient/a"}, "performer": [{"reference": "#p"}]})  # fmt: skip
         answer = await here.ask("/Observation/with", token)
-        assert answer.status == 200 and b"555" not in answer.body
+        assert answer.status == 200 and b"five-five-five" not in answer.body
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ async def test_an_edit_that_makes_it_another_patients_uncovers_nothing_and_tells
         token,
     ):
         answers = []
-        for name, more in (("with", {"note": [{"text": "555"}]}), ("without", {})):
+        for name, more in (("with", {"note": [{"text": "five-five-five"}]}), ("without", {})):
             one = {
                 "resourceType": "Observation",
                 "id": name,
@@ -220,7 +222,7 @@ async def test_an_edit_that_makes_it_another_patients_uncovers_nothing_and_tells
                 body = json.dumps({**one, **change}).encode()
                 answers.append(await here.ask(f"/Observation/{name}", token, "PUT", data=body, headers={"Content-Type": "application/fhir+json"}))  # fmt: skip
         assert [answer.status for answer in answers] == [403, 200, 403, 200] and answers[0].body == answers[2].body
-        assert not any(b"555" in answer.body for answer in answers)
+        assert not any(b"five-five-five" in answer.body for answer in answers)
 
 
 def test_check_names_what_is_let_out_on_purpose_and_what_nothing_denies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
