@@ -52,7 +52,10 @@ async def behaves(state: ExpiringMap) -> None:
     assert sorted(answers) == [False] * 49 + [True]
     assert await state.add("again", 0.05) and not await state.add("again", 60)
     await asyncio.sleep(0.1)
-    assert await state.add("again", 60)
+    assert await state.add("again", 60) and not await state.add("again", 60)
+    for name in ("again", "a", "never"):
+        await state.forget(name)
+    assert await state.add("again", 60) and await state.get("a") is None
 
 
 async def test_memory() -> None:
