@@ -185,6 +185,8 @@ def build(settings: Settings) -> Entrance:
         quota = Quota(journal, time.monotonic)
         issuers = Pool(most=_SMALL, connect=2.0, answer=5.0)
         state = _state(settings)
+        for entry in journal.broken:
+            _tell_again(entry)
         grants = Grants(state, lambda key: ring.digest("break-glass", key.encode()), journal.broken)
         ground = Ground(entrance, settings, ring, journal, quota, state, metrics, issuers, _epochs(settings), grants)
         entrance.parts, entrance.quota, entrance.took = ground, quota, metrics.took
@@ -215,6 +217,17 @@ def build(settings: Settings) -> Entrance:
 
     entrance.application = Starlette(lifespan=lifespan)
     return entrance
+
+
+def _tell_again(entry: dict[str, Any]) -> None:
+    """Say aloud that a grant from before this start is open: who stopped then may not have heard it."""
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        left = dt.datetime.fromisoformat(entry["time"]).timestamp() + entry["seconds"] - time.time()
+        if left > 0:
+            _log.critical(
+                "break-glass: grant %s under rule %s in exchange %s, before this start, is open for %d seconds more",
+                entry["break_glass"], entry["rule"], entry["decision"], left,
+            )  # fmt: skip
 
 
 def _spare_the_collector() -> None:

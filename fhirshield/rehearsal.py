@@ -61,12 +61,12 @@ class Outcome:
 class Stage:
     """Everything that stays the same over many rehearsals of one rule set."""
 
-    def __init__(self, rules: RuleSet, *, hidden_narrative: str = "refuse") -> None:
+    def __init__(self, rules: RuleSet, *, hidden_narrative: str = "refuse", country: str = "") -> None:
         ring = Ring(b"rehearsal".ljust(32, b"."))
         self.rules = rules
         self._redact = Redactor(ring)
         self._written = Written(self._redact, 64)
-        self._receive = Receiver(replace(_UPSTREAM, hidden_narrative=hidden_narrative), BASE, ring)
+        self._receive = Receiver(replace(_UPSTREAM, hidden_narrative=hidden_narrative, country=country), BASE, ring)
 
     def rehearse(
         self, principal: Principal, request: str, stored: list[Any], at: dt.datetime, body: Any = None, *, emergency: str = ""

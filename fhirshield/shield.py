@@ -172,7 +172,11 @@ class Shield:
 
     async def _alarm(self, permit: Permit, story: Story, grant: Grant) -> None:
         """A glass that is broken is recorded, and said aloud, before anything is seen through it. Raises Refused."""
-        await self._recorded(record.broken(permit, grant), story)
+        try:
+            await self._recorded(record.broken(permit, grant), story)
+        except Refused:  # it may become durable all the same: then this follows it
+            self._journal.note(record.unopened(permit.situation.decision, grant))
+            raise
         _log.critical(
             "break-glass: grant %s under rule %s in exchange %s", grant.id, grant.emergency.rule, story.situation.decision
         )

@@ -36,6 +36,8 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 BROKEN = b'"outcome":"break-glass"'
 """Stands in the records of ``record.broken`` alone."""
+UNOPENED = b'"outcome":"not opened"'
+"""Stands in those of ``record.unopened`` alone."""
 
 
 Observe = Callable[[dict[str, Any]], None]
@@ -109,6 +111,9 @@ class Journal:
                 self.intents.read(parts[1])
                 if BROKEN in parts[1]:
                     self.broken.append(msgspec.json.decode(parts[1]))
+                elif UNOPENED in parts[1]:
+                    none = msgspec.json.decode(parts[1])["break_glass"]
+                    self.broken = [entry for entry in self.broken if entry["break_glass"] != none]
         if last and len(whole) < len(raw):
             with open(path, "r+b") as stream:
                 stream.truncate(len(whole))

@@ -43,6 +43,11 @@ def broken(permit: Permit, grant: Grant) -> dict[str, Any]:
     return entry | {"seconds": grant.emergency.seconds, "replaces": sorted(grant.emergency.replaces)}
 
 
+def unopened(decision: str, grant: Grant) -> dict[str, Any]:
+    """The record that follows, where it can, that of a glass which was not broken: it could not be recorded in time."""
+    return {"v": VERSION, "decision": decision, "outcome": "not opened", "break_glass": grant.id}
+
+
 def recovered(decision: str, time: str, result: str, found: Mapping[str, str]) -> dict[str, Any]:
     """The record of what became of a write whose outcome was not known: ``carried out`` or ``not carried out``."""
     return {"v": VERSION, "decision": decision, "time": time, "outcome": "recovered", "result": result, **found}

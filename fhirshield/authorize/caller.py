@@ -70,7 +70,7 @@ def _authorize(principal: Principal, interaction: Interaction, situation: Situat
     binding = _binding(principal, situation, rules)
     if denial := _others(interaction, binding):
         return denial
-    whole = stand.naming.all_open and not stand.applied.redact and not stand.applied.deny and not stand.applied.guarded
+    whole = stand.naming.all_open and not stand.applied.hides and not stand.applied.deny and not stand.applied.guarded
     shaped = asked.check(
         interaction.parameters, found, stand.of, lenient=interaction.lenient,
         open_to=lambda name: whole and _all_found(_known(stand, name)),
@@ -188,7 +188,7 @@ def _permit(
             Circumstances(rules, stand.applied, principal, situation),
         ),
         view=lambda name: _known(stand, name).view,
-        sees_everything=stand.naming.all_open and not stand.applied.redact and not stand.applied.guarded,
+        sees_everything=stand.naming.all_open and not stand.applied.hides and not stand.applied.guarded,
         narrow=(),
         nothing=False,
         rejudge=None,
@@ -270,7 +270,7 @@ def _all_found(found: TypeStanding) -> bool:
 
 def _overwrites(stand: Standing, found: TypeStanding) -> bool:
     """Whether there is no view to merge an update with: the caller sees everything, or was given no way to see the type."""
-    if stand.applied.redact:
+    if stand.applied.hides:
         return False
     if stand.naming.all_open and not found.view.silent:
         return True

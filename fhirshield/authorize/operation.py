@@ -67,7 +67,7 @@ def _since(stand: Standing, interaction: Interaction) -> Denial | None:
     if set(wanted) - resource_types():
         return Denial(400, Reason.UNKNOWN_PARAMETER, "not-supported", "`_type` takes resource types of R4")
     asked = sorted(names & {"start", "end", "_since"})
-    if asked and stand.applied.redact:
+    if asked and stand.applied.hides:
         text = f"parameter `{asked[0]}` of `$everything` asks about elements that are hidden from this caller"
         return Denial(403, Reason.REVEALING_PARAMETER, "forbidden", text)
     return _number(interaction, "_count")
@@ -111,7 +111,7 @@ def _profiled(stand: Standing, interaction: Interaction) -> Denial | None:
 
 def _certain(stand: Standing, interaction: Interaction) -> Denial | None:
     """Which match is certain may turn on one that is hidden."""
-    if stand.naming.all_open and not stand.applied.redact:
+    if stand.naming.all_open and not stand.applied.hides:
         return None
     if any(p.name == "onlyCertainMatches" and p.value == "true" for p in interaction.parameters):
         text = "parameter `onlyCertainMatches` of `$match` asks about patients who may be hidden from this caller"

@@ -5,7 +5,6 @@ Hidden equals absent here too: what the caller may not see answers like what is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from fhirshield.fhir.content import Misfit, named
 from fhirshield.fhir.definitions import resource_types
 from fhirshield.fhir.interaction import Interaction, Kind
 from fhirshield.fhir.json import same
-from fhirshield.fhir.reference import Literal
+from fhirshield.fhir.reference import Literal, literal
 from fhirshield.fhir.subjects import has_subject, patients_of
 from fhirshield.model import Denial, Draft, Permit, Reason, Stored, Verdict, Writing, misfit
 from fhirshield.policy.compile import RuleSet
@@ -107,6 +106,9 @@ def may_change(permit: Permit, stored: Stored, rules: RuleSet) -> Denial | None:
         verdict = permit.judge(stored.resource, "r", stored.careful)
     if not verdict.shown:
         return _not_found(verdict.reason, verdict.rule)
+    refused = writer.written.refuse(stored.resource) if writer.found.guarded and kind is not Kind.PATCH else None
+    if refused is not None and not permit.judge(stored.resource, "r", stored.careful).shown:
+        return _not_found(*refused)  # who may not see it is answered as if it were not there
     return None
 
 
@@ -160,16 +162,15 @@ def _outside(writer: _Writer, image: Any, *, creates: bool) -> Denial | None:
     return None
 
 
-_PATIENT = re.compile(r"(?:^|/)Patient/[A-Za-z0-9\-.]{1,256}\Z")
-
-
 def _whose(writer: _Writer, image: Any) -> Denial | None:
     """A Consent that is to be enforced names its patient by a reference that is known here: else it would bind nobody."""
     if image is None or image["resourceType"] != "Consent" or not writer.asks_consents:
         return None
     patient = image.get("patient")
     reference = patient.get("reference") if type(patient) is dict else None
-    if image.get("status") != "active" or (type(reference) is str and _PATIENT.search(reference)):
+    named = literal(reference, writer.stand.bases)
+    known = named is not None and named.type == "Patient" and "/_history/" not in str(reference)
+    if image.get("status") != "active" or known:
         return None
     text = "an active Consent names its patient by a reference without a version: `Patient/id`"
     return Denial(422, Reason.MALFORMED_REQUEST, "business-rule", text, expression=("Consent.patient",))
@@ -215,7 +216,7 @@ def _touched(writer: _Writer, before: Any, image: Any) -> set[str]:
     if before is not None and writer.is_named(before):
         touched.add("Consent")
     if image is None:
-        return touched & {PART, "Consent"}
+        return (touched & {PART, "Consent"}) | ({LINK} if _links(old) else set())
     if not same(_links(old), _links(image)):
         touched.add(LINK)
     if not same(_labels(old), _labels(image)):
@@ -286,8 +287,8 @@ def _added(image: Any, before: Any, bases: tuple[str, ...], *, exactly: bool) ->
 def endorse(permit: Permit, drafted: Draft, seen: Mapping[Literal, Any], rules: RuleSet) -> Permit | Denial:
     """Leave to send a draft, once everything that it adds a reference to was found to be visible to this caller."""
     writer = _Writer(permit, rules)
-    for literal, place in drafted.refers.items():
-        resource = seen.get(literal)
+    for name, place in drafted.refers.items():
+        resource = seen.get(name)
         if resource is None or not _may_refer(writer, resource):
             return _not_visible(place)
     images = [one for one in (drafted.writing.stored, drafted.writing.image) if one is not None]
@@ -302,8 +303,8 @@ def invoked(permit: Permit, refers: Mapping[Literal, str], seen: Mapping[Literal
     asked = permit.interaction
     kind = asked.type or "Parameters"
     writer = _Writer(replace(permit, interaction=replace(asked, kind=Kind.UPDATE, type=kind)), rules)
-    for literal, place in refers.items():
-        resource = seen.get(literal)
+    for name, place in refers.items():
+        resource = seen.get(name)
         if resource is None or not _may_refer(writer, resource):
             return _not_visible(place)
     if not permit.affects:

@@ -75,6 +75,8 @@ def grants(journal: Path) -> dict[str, dict[str, Any]]:
         if entry["outcome"] == "break-glass":
             kept = ("time", "issuer", "subject", "fhir_user", "client", "rule", "patients", "stated", "seconds", "replaces")
             found[identity] = {"grant": identity, **{name: entry[name] for name in kept if name in entry}, "seen": []}
+        elif entry["outcome"] == "not opened":
+            found.pop(identity, None)
         elif identity in found:
             found[identity]["seen"].append({name: entry[name] for name in _SEEN if name in entry})
     return found

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         rows = [{"kind": f.kind, "consent": f.consent, "path": f.path, "message": f.message} for f in found]
         print(json.dumps(rows, indent=2) if options.json else "\n".join([*map(str, found), f"{len(found)} findings"]))
         return 1 if found else 0
-    told = simulated(options, policy, at)
+    told = simulated(options, policy, at, settings.upstreams[0].country if settings else "")
     print(json.dumps(told, indent=2) if options.json else "\n".join(_lines(told)))
     return 0
 
@@ -90,15 +90,18 @@ def resources(file: Path) -> list[Any]:
     return whole
 
 
-def simulated(options: argparse.Namespace, policy: ConsentPolicy, at: dt.datetime) -> dict[str, Any]:
+def simulated(options: argparse.Namespace, policy: ConsentPolicy, at: dt.datetime, country: str = "") -> dict[str, Any]:
     """For each caller, the resources that are shown before and after, and what decides."""
     rules = RuleSet(load_rules(options.rules), policy)
     others = [one for one in resources(options.resources) if one.get("resourceType") != "Consent"]
     callers = _callers(options.principals)
     told: dict[str, Any] = {}
     for name, row in callers.items():
-        principal = principal_from(row)
-        seen = [_seen(Stage(rules), principal, [*others, *resources(file)], at) for file in (options.before, options.after)]
+        principal = principal_from(row, at)
+        seen = [
+            _seen(Stage(rules, country=country), principal, [*others, *resources(file)], at)
+            for file in (options.before, options.after)
+        ]
         before, after = seen
         told[name] = {
             "before": sorted(key for key, one in before.items() if one.shown),

@@ -45,15 +45,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the explanation; always 0 for a decision, whatever it is."""
-    path, consent = options.rules, None
+    path, consent, country = options.rules, None, ""
+    zone: dt.tzinfo = dt.UTC
     if path.is_file() and "issuers:" in path.read_text(encoding="utf-8"):
         settings = load_settings(path)
         path, consent = settings.rules, consent_policy(settings)
+        country, zone = settings.upstreams[0].country, settings.zone
     rules = RuleSet(load_rules(path), consent)
-    principal = principal_from(_read(options.principal))
-    stored = [fhir_json.decode(_bytes(file)) for file in options.resource]
     at = dt.datetime.fromisoformat(options.at) if options.at else dt.datetime.now(dt.UTC)
-    outcome = Stage(rules).rehearse(principal, options.request, stored, at)
+    at = at if at.tzinfo else at.replace(tzinfo=zone)
+    principal = principal_from(_read(options.principal), at)
+    stored = [fhir_json.decode(_bytes(file)) for file in options.resource]
+    outcome = Stage(rules, country=country).rehearse(principal, options.request, stored, at)
     told = explain(rules, principal, outcome, stored)
     if options.json:
         print(json.dumps(told, indent=2, default=str))

@@ -58,29 +58,45 @@ class Grants:
         at = self._clock() - max(0.0, (dt.datetime.now(dt.UTC) - opened).total_seconds())
         caller, rule = f"{entry['issuer']}\0{entry['subject']}", entry["rule"]
         self._given.setdefault(f"{caller}\0{rule}", deque(maxlen=MOST)).append(at)
-        key = self._digest(f"break-glass {caller}\0{entry['patients'][0]}\0{entry['stated']}\0{rule}")
+        key = self._digest(f"break-glass {caller}\0{entry['upstream']}\0{entry['patients'][0]}\0{entry['stated']}\0{rule}")
         self._here[key] = (entry["break_glass"], at + entry["seconds"])
 
-    async def open(self, emergency: Emergency, principal: Principal, patient: str, reason: str, tell: Tell) -> Grant:
-        """The grant for this patient: the one there is, else a new one. Raises Refused where the limit is reached.
+    async def open(
+        self, emergency: Emergency, principal: Principal, where: str, patient: str, reason: str, tell: Tell
+    ) -> Grant:  # fmt: skip
+        """The grant for this patient of an upstream: the one there is, else a new one. Raises Refused where the limit is reached.
 
         A new one is told before anybody can use it, here or on another replica; where it cannot be told it is none.
         """
+        if not principal.subject:
+            text = "an emergency is somebody's: the token says not whose it is (`sub`)"
+            raise Refused(Denial(403, Reason.BREAK_GLASS, "forbidden", text, rule=emergency.rule))
         caller = f"{principal.issuer}\0{principal.subject}"
-        key = self._digest(f"break-glass {caller}\0{patient}\0{reason}\0{emergency.rule}")
+        key = self._key(caller, where, patient, reason, emergency)
         asked = _Asked(emergency, patient, reason, key, f"{caller}\0{emergency.rule}", tell)
+        if (open_here := self._open(asked)) is not None:
+            return open_here
         lock = self._locks.get(key) or asyncio.Lock()
         self._locks[key] = lock
         async with lock:
+            if (open_here := self._open(asked)) is not None:
+                return open_here
             try:
                 return await self._together(asked)
             except Unavailable:
                 return await self._alone(asked)
 
-    async def known(self, emergency: Emergency, principal: Principal, patient: str, reason: str) -> Grant | None:
-        """The grant that is open for this patient, if there is one."""
-        caller = f"{principal.issuer}\0{principal.subject}"
-        key = self._digest(f"break-glass {caller}\0{patient}\0{reason}\0{emergency.rule}")
+    def _key(self, caller: str, where: str, patient: str, reason: str, emergency: Emergency) -> str:
+        return self._digest(f"break-glass {caller}\0{where}\0{patient}\0{reason}\0{emergency.rule}")
+
+    def _open(self, asked: _Asked) -> Grant | None:
+        """The grant that this replica knows to be open, whatever the state has forgotten."""
+        here = self._here.get(asked.key)
+        return asked.grant(here[0]) if here is not None and here[1] > self._clock() else None
+
+    async def known(self, emergency: Emergency, principal: Principal, where: str, patient: str, reason: str) -> Grant | None:
+        """The grant that is open for this patient of an upstream, if there is one."""
+        key = self._key(f"{principal.issuer}\0{principal.subject}", where, patient, reason, emergency)
         identity = ""
         with contextlib.suppress(Unavailable):
             found = await self._state.get(key)
@@ -99,10 +115,6 @@ class Grants:
                 raise Refused(_too_many(emergency))
             if known is not None:
                 return asked.grant(known.decode())
-            here = self._here.get(key)
-            if here is not None and here[1] > self._clock():  # the state forgot it
-                await self._state.put(key, here[0].encode(), here[1] - self._clock())
-                return asked.grant(here[0])
             if not await self._state.add(f"{key} opening", _OPENING):
                 await asyncio.sleep(_PAUSE)
                 continue
@@ -112,6 +124,7 @@ class Grants:
                 place = await self._count(asked)
             except Refused:
                 await self._state.put(key, _NONE_LEFT, _REFUSED)
+                await self._state.forget(f"{key} opening")
                 raise
             try:
                 made = await self._told(asked)
@@ -140,9 +153,6 @@ class Grants:
 
     async def _alone(self, asked: _Asked) -> Grant:
         """The same with the shared state away, by what this replica knows. Raises Refused."""
-        here = self._here.get(asked.key)
-        if here is not None and here[1] > self._clock():
-            return asked.grant(here[0])
         if self._used(asked) >= asked.emergency.limit:
             raise Refused(_too_many(asked.emergency))
         return await self._told(asked)

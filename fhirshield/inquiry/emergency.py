@@ -33,7 +33,7 @@ async def break_glass(
         await _under_open(emergency, permit, gather, grants, redact, gathered)
         return
     patient = asked.id or searched(asked, permit)
-    situation.facts.grant = await grants.open(emergency, permit.principal, patient, _reason(permit), tell)
+    situation.facts.grant = await grants.open(emergency, permit.principal, situation.upstream, patient, _reason(permit), tell)
 
 
 async def _under_open(
@@ -53,7 +53,9 @@ async def _under_open(
     resource = await gather.bare(read, Literal(read.interaction.type, read.interaction.id), gathered)
     patients = people_of(resource, permit.situation.bases, facts.subjects.get) if resource is not None else None
     if patients is not None and len(patients) == 1:
-        facts.grant = await grants.known(emergency, permit.principal, next(iter(patients)), _reason(permit))
+        facts.grant = await grants.known(
+            emergency, permit.principal, permit.situation.upstream, next(iter(patients)), _reason(permit)
+        )
     if facts.grant is not None:
         await gather.about.ready(permit, gathered)
         await gather.about(read, [resource], gathered)

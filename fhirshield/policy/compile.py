@@ -44,6 +44,11 @@ class Applied:
     """Those that say what their conditions wait for."""
 
     @property
+    def hides(self) -> bool:
+        """Whether any element may be hidden, by a rule or by what Consents say."""
+        return bool(self.redact or self.elements)
+
+    @property
     def related(self) -> frozenset[str]:
         """The relationships that these rules speak of."""
         grants = [*(rule.allow for rule in self.allow), *(rule.deny for rule in self.deny)]

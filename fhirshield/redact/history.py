@@ -169,20 +169,34 @@ _METHODS = {"POST", "PUT", "PATCH", "DELETE"}
 
 def _hiding_as_now(permit: Permit, now: Any) -> Judge:
     """A judge that hides of what was, besides, what it hides of what is: by type, for what is held too."""
-    letter = permit.interaction.letter
     binding: dict[str, int] = {}
-    for resource in within(now):
-        verdict = permit.judge(resource, letter if resource is now else "c", True)
-        kind = resource["resourceType"]
+    withheld: dict[str, set[str]] = {}
+    everything = list(within(now))
+    contained = {id(one) for holder in everything for one in _listed(holder.get("contained"))}
+    for resource in everything:
+        kind, name = resource["resourceType"], resource.get("id")
+        letter = permit.interaction.letter if resource is now else "c" if id(resource) in contained else "r"
         if type(kind) is str:
+            verdict = permit.judge(resource, letter, True)
             binding[kind] = binding.get(kind, 0) | verdict.applies
+            if not verdict.shown and resource is not now:
+                withheld.setdefault(kind, set()).add(name if type(name) is str else "")
 
     def judged(resource: Any, letter: str, careful: bool, page: Page | None = None) -> Verdict:
         verdict = permit.judge(resource, letter, careful, page)
-        more = binding.get(resource["resourceType"], 0) if verdict.shown else 0
+        if not verdict.shown:
+            return verdict
+        hidden = withheld.get(resource["resourceType"], ())
+        if hidden and letter in {"c", "r"} and (resource.get("id") in hidden or "" in hidden or "id" not in resource):
+            return Verdict(False, Reason.DENIED_BY_RULE)
+        more = binding.get(resource["resourceType"], 0)
         return replace(verdict, applies=verdict.applies | more) if more else verdict
 
     return judged
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if type(value) is list else []
 
 
 def _labels(resource: Any) -> list[Any]:

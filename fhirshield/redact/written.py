@@ -187,7 +187,9 @@ class Written:
 
 def _binds_alike(permit: Permit, stored: Any, image: Any) -> bool:
     """Whether what is hidden of each contained resource that stays is what was, whatever stands there."""
-    was, will = ({one.get("id"): permit.judge(one, "c", True).applies for one in _contained(whole)} for whole in (stored, image))
+    was, will = (
+        {str(one.get("id")): permit.judge(one, "c", True).applies for one in _contained(whole)} for whole in (stored, image)
+    )
     return all(was[name] == will[name] for name in was.keys() & will.keys())
 
 

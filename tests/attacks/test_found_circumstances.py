@@ -133,9 +133,11 @@ async def test_a_grant_that_could_not_be_recorded_opens_nothing_and_takes_no_pla
         grants = Grants(state, lambda key: key)
         for _ in range(5):
             with pytest.raises(Refused):
-                await grants.open(emergency(), CALLER, "b", "a reason that is long", full)
-            assert await grants.known(emergency(), CALLER, "b", "a reason that is long") is None
-        opened = [await grants.open(emergency(), CALLER, name, "a reason that is long", said) for name in ("b", "b", "c", "d")]
+                await grants.open(emergency(), CALLER, "/fhir", "b", "a reason that is long", full)
+            assert await grants.known(emergency(), CALLER, "/fhir", "b", "a reason that is long") is None
+        opened = [
+            await grants.open(emergency(), CALLER, "/fhir", name, "a reason that is long", said) for name in ("b", "b", "c", "d")
+        ]
         assert [one.new for one in opened] == [True, False, True, True]
 
 
@@ -178,13 +180,15 @@ async def test_a_state_that_comes_back_empty_lifts_no_limit_and_ends_no_emergenc
 
 async def test_a_chart_that_opens_with_many_requests_is_one_emergency() -> None:
     grants = Grants(Late(), lambda key: key)
-    opened = await asyncio.gather(*(grants.open(emergency(), CALLER, "b", "a reason that is long", said) for _ in range(50)))
+    opened = await asyncio.gather(
+        *(grants.open(emergency(), CALLER, "/fhir", "b", "a reason that is long", said) for _ in range(50))
+    )
     assert len({one.id for one in opened}) == 1
     assert sum(one.new for one in opened) == 1
     for other in ("c", "d"):
-        assert (await grants.open(emergency(), CALLER, other, "a reason that is long", said)).new
+        assert (await grants.open(emergency(), CALLER, "/fhir", other, "a reason that is long", said)).new
     with pytest.raises(Refused):
-        await grants.open(emergency(), CALLER, "e", "a reason that is long", said)
+        await grants.open(emergency(), CALLER, "/fhir", "e", "a reason that is long", said)
 
 
 async def test_two_shields_with_one_redis_open_one_grant_of_many_requests(tmp_path: Path) -> None:
