@@ -319,3 +319,62 @@ async def test_nobody_makes_a_minor_an_adult_nor_takes_an_organization_out_of_an
             answer = await here.ask("/Organization/part", token, "PUT", data=fhir_json.encode(body), headers=kind)
             assert answer.status == wanted, answer.body
         assert (await here.ask("/Organization/part", token, "DELETE")).status == 403
+
+
+async def test_an_emergency_is_somebodys_at_one_upstream(tmp_path: Path) -> None:
+    """Ids of patients mean nothing across upstreams, and a token without ``sub`` is nobody's."""
+    state = MemoryMap()
+    told: list[Any] = []
+
+    async def tell(grant: Any) -> None:
+        told.append(grant)
+
+    grants = Grants(state, lambda key: key)
+    for where in ("/fhir", "/two", "/fhir"):
+        await grants.open(emergency(), CALLER, where, "b", "a reason that is long", tell)
+    assert len(told) == 2 and await grants.known(emergency(), CALLER, "/three", "b", "a reason that is long") is None
+    async with room(tmp_path) as here:
+        for subject in (None, "", 0):
+            token = doctor(here, sub=subject)
+            assert await status_of(here, "/Patient/b", token, WHY) in {401, 403}
+
+
+async def test_a_grant_that_was_recorded_too_late_is_none_after_a_restart_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with room(tmp_path) as here:
+        journal = here.parts.journal
+        whole = journal.record
+
+        async def slow(entry: Any, decision: str) -> Any:
+            found = await whole(entry, decision)
+            if entry["outcome"] == "break-glass":
+                raise Unavailable("too late")
+            return found
+
+        monkeypatch.setattr(journal, "record", slow)
+        assert await status_of(here, "/Patient/b", doctor(here), WHY) == 503
+        monkeypatch.setattr(journal, "record", whole)
+    async with room(tmp_path) as here:
+        assert await status_of(here, "/Observation/o-b", doctor(here), WHY) == 404
+        assert await status_of(here, "/Patient/b", doctor(here), WHY) == 200
+    caplog.clear()
+    async with room(tmp_path) as here:  # who stopped may not have been heard: it is said again
+        assert await status_of(here, "/Observation/o-b", doctor(here), WHY) == 200
+    assert [record.levelname for record in caplog.records if "before this start" in record.getMessage()] == ["CRITICAL"]
+
+
+async def test_an_open_grant_waits_for_no_state_and_for_nobody(tmp_path: Path) -> None:
+    class Slow(MemoryMap):
+        asked = 0
+
+        async def get(self, key: str) -> bytes | None:
+            self.asked += 1
+            raise Unavailable("away")
+
+    state = Slow()
+    grants = Grants(state, lambda key: key)
+    opened = await asyncio.gather(
+        *(grants.open(emergency(), CALLER, "/fhir", "b", "a reason that is long", said) for _ in range(40))
+    )
+    assert state.asked == 1 and sum(one.new for one in opened) == 1

@@ -196,3 +196,120 @@ def test_what_is_stored_cannot_forge_a_line(tmp_path: Path, capsys: pytest.Captu
     main(["consent", "check", str(tmp_path / "odd.json"), "--settings", str(tmp_path / "fhirshield.yaml")])
     told = capsys.readouterr().out
     assert "\x1b" not in told and not any(line.startswith(("fhirshield:", "forged")) for line in told.splitlines())
+
+
+# --- of the second attacker -----------------------------------------------------------------------------------------------
+
+
+async def test_the_dates_of_everything_are_not_asked_where_a_consent_may_hide_them(tmp_path: Path) -> None:
+    dates = {**RULES, "consent_elements": [{"id": "dates", "codes": [NOTE], "redact": [{"resources": ["Observation"], "path": "$.effectiveDateTime", "with": "remove"}]}]}  # fmt: skip
+    async with ward(tmp_path, consent("c1", "a", DENYING), settings=DROP, rules=dates) as (here, token):
+        for query in ("start=2020-01-01", "end=2020-01-01", "_since=2020-01-01T00:00:00Z"):
+            assert (await here.ask(f"/Patient/a/$everything?{query}", token)).status == 403, query
+
+
+def bundle(*held: dict[str, Any], kind: str = "Bundle") -> dict[str, Any]:
+    if kind == "Bundle":
+        return {"resourceType": "Bundle", "id": "x", "type": "collection", "entry": [{"resource": one} for one in held]}
+    return {"resourceType": "Parameters", "id": "x", "parameter": [{"name": "n", "resource": one} for one in held]}
+
+
+@pytest.mark.parametrize("kind", ["Bundle", "Parameters"])
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"meta": {"security": [{"system": "urn:l", "code": "VIP"}]}},
+        {"code": {"coding": [{"system": "urn:c", "code": "bad"}]}},
+    ],
+    ids=["label", "code"],
+)
+async def test_what_is_withheld_within_a_bundle_now_is_withheld_of_what_it_was(
+    tmp_path: Path, kind: str, now: dict[str, Any]
+) -> None:
+    deny = {"id": "no", "who": {"roles": ["*"]}, "deny": {"interactions": ["*"], "resources": ["Observation?code=urn:c|bad", "Observation?_security=urn:l|VIP"]}}  # fmt: skip
+    async with ward(tmp_path, consent("c1", "a", provision("permit")), settings=DROP, rules={"rules": [*RULES["rules"], deny]}) as (
+        here,
+        token,
+    ):
+        kept = note("kept", "a", None)
+        here.store.save(bundle(note("n", "a"), kept, kind=kind))
+        assert await told(here, token, f"/{kind}/x")
+        here.store.save(bundle(note("n", "a", **now), kept, kind=kind))
+        for path in (f"/{kind}/x", f"/{kind}/x/_history", f"/{kind}/_history"):
+            answer = await here.ask(path, token)
+            assert answer.status == 200 and b"kept" in answer.body and b"five-five-five" not in answer.body, path
+
+
+async def test_who_may_only_write_keeps_what_a_consent_hides_and_does_not_learn_what_is_there(tmp_path: Path) -> None:
+    writing = {"id": "w", "who": {"roles": ["feed"]}, "allow": {"interactions": ["create", "update", "delete"], "resources": ["Observation"], "delete_unseen": True}}  # fmt: skip
+    rules = {**NOTES, "rules": [*NOTES["rules"][1:], writing]}
+    async with ward(tmp_path, consent("c1", "a", DENYING), consent("c2", "b", provision("deny")), settings=DROP, rules=rules) as (
+        here,
+        _,
+    ):
+        feed = here.token("user/*.cud", roles=["feed"], purpose_of_use="TREAT")
+        here.store.save(note("x", "a"))
+        await here.ask(
+            "/Observation/x", feed, "PUT", data=json.dumps(note("x", "a", None, status="amended")).encode(), headers=JSON
+        )
+        assert "five-five-five" in here.store.serve("GET", ["Observation", "x"], [], "", {})[1]
+        for method in ("PUT", "DELETE"):
+            answers = []
+            for name in ("o-b", "nobody"):
+                body = json.dumps(note(name, "b", None)).encode() if method == "PUT" else None
+                answers.append(await here.ask(f"/Observation/{name}", feed, method, data=body, headers=JSON if body else {}))
+            assert [answer.status for answer in answers] == [404, 404] and answers[0].body == answers[1].body, method
+
+
+async def test_a_linked_patient_is_deleted_by_those_alone_who_may_write_links(tmp_path: Path) -> None:
+    rules = {"rules": [{**RULES["rules"][0], "allow": {**RULES["rules"][0]["allow"], "delete_unseen": True}}]}
+    async with ward(
+        tmp_path,
+        consent("c1", "a", provision("permit")),
+        consent("c2", "b", provision("permit", provision("deny", cls="Observation"))),
+        settings=DROP,
+        rules=rules,
+    ) as (here, token):
+        for one, other in (("a", "b"), ("b", "a")):
+            here.store.save(
+                {"resourceType": "Patient", "id": one, "link": [{"other": {"reference": f"Patient/{other}"}, "type": "seealso"}]}
+            )
+        assert (await here.ask("/Observation/o-a", token)).status == 404
+        answer = await here.ask("/Patient/b", token, "DELETE")
+        assert answer.status == 403 and b"Patient.link" in answer.body
+        assert (await here.ask("/Patient/c", token, "DELETE")).status in {204, 404}
+
+
+async def test_an_active_consent_of_a_patient_elsewhere_is_not_written(tmp_path: Path) -> None:
+    rules = {"rules": [{**RULES["rules"][0], "allow": {**RULES["rules"][0]["allow"], "policy_inputs": ["Consent"]}}]}
+    async with ward(tmp_path, settings={"consent": {**ON["consent"], "default": "permit"}}, rules=rules) as (here, token):
+        for reference, status in (
+            ("http://elsewhere.example/fhir/Patient/a", 422),
+            ("Patient/a/_history/1", 422),
+            (f"{here.url}/fhir/Patient/a", 201),
+        ):
+            made = {**consent("c", "a", provision("deny")), "patient": {"reference": reference}}
+            made.pop("id")
+            assert (await here.ask("/Consent", token, "POST", data=json.dumps(made).encode(), headers=JSON)).status == status, (
+                reference
+            )
+
+
+def test_explain_goes_by_the_time_that_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(
+        tmp_path,
+        consent=consent("c", "p", provision("permit", period="2020-01-01/2020-12-31")),
+        patient={"resourceType": "Patient", "id": "p"},
+    )
+    (tmp_path / "rules.yaml").write_text(
+        'rules: [{id: a, who: {roles: ["*"], authentication: {acr: [x], max_age: 4h}}, allow: {interactions: [read], resources: [Patient]}}]'
+    )
+    for age, at, status in (
+        ("1h", "2020-05-05T10:00", "200"),
+        ("5h", "2020-05-05T10:00", "401"),
+        ("1h", "2031-05-05T10:00", "404"),
+    ):
+        (tmp_path / "who.yaml").write_text(f"acr: x\nauth_age: {age}\n")
+        main(["explain", str(tmp_path / "fhirshield.yaml"), "--principal", str(tmp_path / "who.yaml"), "--request", "GET /Patient/p", "--at", at,
+              "--resource", str(tmp_path / "patient.json"), str(tmp_path / "consent.json")])  # fmt: skip
+        assert f"{status}: " in capsys.readouterr().out, (age, at)
