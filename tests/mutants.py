@@ -45,7 +45,7 @@ MUTANTS: tuple[tuple[str, str, str, str], ...] = (
     ("everything is in the server's order", "redact/operation.py", "names = sorted(self._shown, key=lambda name: (name != self._centre, name.type, name.id))", "names = list(self._shown)"),
     ("everything leads from anywhere", "redact/operation.py", "if name == self._centre or self._centre in names_by(_BESIDE[0], resource, bases):", "if True:"),
     ("operations on what is hidden", "inquiry/before.py", "if not seen or not on_this(permit, stored.resource, self._rules):", "if stored.resource is None:"),
-    ("dates of everything", "authorize/operation.py", "    if asked and stand.applied.redact:\n", "    if False:\n"),
+    ("dates of everything", "authorize/operation.py", "    if asked and stand.applied.hides:\n", "    if False:\n"),
     ("patients are matched by what is hidden", "authorize/operation.py", "denial = denial or _matched(found, interaction.content)", "denial = denial"),
     ("matches are the server's number", "rewrite/plan.py", '[{"name": "count", "valueInteger": MOST_AT_ONCE}]', '[{"name": "count", "valueInteger": int(given.get("count", "500"))}]'),
     ("what is hidden may be changed", "authorize/writing.py", "    if not verdict.shown:\n        return _not_found(verdict.reason, verdict.rule)\n", ""),
