@@ -313,6 +313,7 @@ def _gatherer(
 
 
 def _reading(row: ConsentSource | Upstream, settings: Settings, issuers: Client, pools: list[Client]) -> Reading:
+    """What reads one server under the shield's own name; its connections are added to ``pools``."""
     client = Pool(
         most=settings.limits.answer, connect=row.connect_timeout, answer=row.answer_timeout,
         connections=settings.limits.concurrency,

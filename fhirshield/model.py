@@ -593,7 +593,7 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the upstream said, parsed: never bytes."""
+    """What the upstream said, parsed. Its ``text`` is looked at, and never passed on."""
 
     plan: Plan
     status: int

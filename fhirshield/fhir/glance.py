@@ -59,13 +59,14 @@ def codes_of(resource: Any) -> Codes | None:
 def _is_more(resource: Any) -> bool:
     """Whether a resource carries labels, or holds others (FHIR R4: contained, in a Bundle's entries, in Parameters)."""
     kind = resource.get("resourceType")
-    if "contained" in resource or type(kind) is not str or kind in _HOLDING:
+    if "contained" in resource or type(kind) is not str or kind in HOLDING:
         return True
     meta = resource.get("meta")
     return type(meta) is dict and "security" in meta
 
 
-_HOLDING = frozenset({"Bundle", "Parameters"})
+HOLDING = {"Bundle": "entry", "Parameters": "parameter"}
+"""Types that hold others, and in which element."""
 
 
 class Page:

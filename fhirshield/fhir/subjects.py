@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
-from fhirshield.fhir.glance import glance
+from fhirshield.fhir.glance import HOLDING, glance
 from fhirshield.fhir.reference import Literal, literal, named_in
 from fhirshield.fhir.reference_places import ways
 from fhirshield.fhir.search_parameters import reader, subject_ways
@@ -95,10 +95,6 @@ def patients_of(resource: Any, bases: tuple[str, ...]) -> Patients | None:
     return frozenset(found) if found else None
 
 
-_HOLDING = {"Bundle": "entry", "Parameters": "parameter"}
-"""Types that hold others, and in which element."""
-
-
 def people_of(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], Patients | None]) -> Patients | None:
     """All whose data a resource is, so that each of them has to permit; None where that cannot be known.
 
@@ -107,22 +103,22 @@ def people_of(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], P
     whom a Bundle's resources are about, all whom anything else names.
     """
     kind = resource.get("resourceType")
-    if "contained" in resource and kind != "Patient" and kind not in _HOLDING and _contains_patient(resource):
+    if "contained" in resource and kind != "Patient" and kind not in HOLDING and _contains_patient(resource):
         return None
     if has_subject(kind):
         return patients_of(resource, bases)
     if kind == "OperationOutcome":
         return frozenset()
     named = _patients_named(resource, bases)
-    if kind in _HOLDING:
+    if kind in HOLDING:
         return _held(resource, bases, look, named)
     if is_about_nobody(kind) or (kind == "Device" and "patient" not in resource and "_patient" not in resource):
         return named
     if kind == "Provenance":
-        targets = [_target(one, bases) for one in resource.get("target") or ()]
+        targets = [named_in(one, bases) for one in resource.get("target") or ()]
         people = [None if one is None else frozenset((one.id,)) if one.type == "Patient" else look(one) for one in targets]
         return named.union(*(one or () for one in people)) if people and None not in people else None
-    if kind == "Group" and any(_target(row.get("entity"), bases) is None for row in _rows(resource, "member")):
+    if kind == "Group" and any(named_in(row.get("entity"), bases) is None for row in _rows(resource, "member")):
         return None
     return named or None
 
@@ -143,7 +139,7 @@ def _rows(resource: Any, name: str) -> list[Any]:
 
 def _held(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], Patients | None], named: Patients) -> Patients | None:
     """All whom what is held is about; None where nothing is, or where any of it is not known."""
-    waiting, found, known = _rows(resource, _HOLDING[resource["resourceType"]]), set(named), bool(named)
+    waiting, found, known = _rows(resource, HOLDING[resource["resourceType"]]), set(named), bool(named)
     while waiting:
         row = waiting.pop()
         waiting += _rows(row, "part")
@@ -159,12 +155,8 @@ def _held(resource: Any, bases: tuple[str, ...], look: Callable[[Literal], Patie
 
 def targets_of(resource: Any, bases: tuple[str, ...]) -> list[Literal]:
     """What a Provenance is about, patients aside."""
-    found = [_target(one, bases) for one in resource.get("target") or ()] if resource.get("resourceType") == "Provenance" else []
+    found = [named_in(one, bases) for one in resource.get("target") or ()] if resource.get("resourceType") == "Provenance" else []
     return [one for one in found if one is not None and one.type != "Patient"]
-
-
-def _target(value: Any, bases: tuple[str, ...]) -> Literal | None:
-    return literal(value.get("reference"), bases) if isinstance(value, dict) else None
 
 
 def linked(patient: Any, bases: tuple[str, ...]) -> Patients:

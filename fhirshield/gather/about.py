@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from fhirshield.errors import Unavailable, printable
 from fhirshield.fhir import json as fhir_json
 from fhirshield.fhir.consent import Actor, Consent, Unsupported, parse, patient_of
-from fhirshield.fhir.glance import glance
+from fhirshield.fhir.glance import HOLDING, glance
 from fhirshield.fhir.ordered import date_span, period_holds
 from fhirshield.fhir.reference import Literal, literal, named_in
 from fhirshield.fhir.subjects import has_subject, linked, people_of, targets_of
@@ -413,11 +413,7 @@ def _all_within(resource: Any) -> Iterable[Any]:
     kind = resource.get("resourceType") if type(resource) is dict else None
     if type(kind) is not str:
         return []
-    return _each_within(resource) if "contained" in resource or kind in _HOLDING else [resource]
-
-
-_HOLDING = {"Bundle": "entry", "Parameters": "parameter"}
-"""Types that hold others, and in which element."""
+    return _each_within(resource) if "contained" in resource or kind in HOLDING else [resource]
 
 
 def _each_within(resource: Any) -> Iterable[Any]:
@@ -431,8 +427,8 @@ def _each_within(resource: Any) -> Iterable[Any]:
         if type(contained) is list:
             waiting.extend(one for one in contained if _is_of_somebody(one))
         kind = node["resourceType"]
-        if kind in _HOLDING:
-            waiting.extend(_held(node.get(_HOLDING[kind])))
+        if kind in HOLDING:
+            waiting.extend(_held(node.get(HOLDING[kind])))
 
 
 def _is_of_somebody(node: Any) -> bool:

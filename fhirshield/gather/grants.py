@@ -96,6 +96,8 @@ class Grants:
 
     async def known(self, emergency: Emergency, principal: Principal, where: str, patient: str, reason: str) -> Grant | None:
         """The grant that is open for this patient of an upstream, if there is one."""
+        if not principal.subject:
+            return None
         key = self._key(f"{principal.issuer}\0{principal.subject}", where, patient, reason, emergency)
         identity = ""
         with contextlib.suppress(Unavailable):

@@ -75,7 +75,7 @@ class RuleSet:
         minors = rules.sensitivity is not None and rules.sensitivity.minors is not None
         self.read_elements = frozenset(name for name, read in ((PART, consent is not None), (BIRTH, minors)) if read)
         """Single elements of other types that they read, besides those that they always do."""
-        self.digest = rules.digest if consent is None else hashlib.sha256(f"{rules.digest} {consent}".encode()).hexdigest()
+        self.digest = rules.digest if consent is None else hashlib.sha256(f"{rules.digest} {consent.text}".encode()).hexdigest()
         self.modifier_extensions = rules.modifier_extensions
         self._conditions = [c for rule in rules.rules for c in (rule.who.when, rule.who.unless) if c]
         self._reads = sorted({name for condition in self._conditions for name in condition.environment})

@@ -51,6 +51,11 @@ class ConsentPolicy:
         self._meanings.update(PCF_POLICIES)
         self._meanings.update(self.policies)
 
+    @property
+    def text(self) -> str:
+        """What it says, the same on every replica."""
+        return repr((self.implicit, self.recent_wins, self.own_record, sorted(self.exempt_roles), sorted(self.policies)))
+
     def meaning(self, policy: str) -> str | None:
         """What a policy that a Consent names means; None where nobody said."""
         found = self._meanings.get(policy)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -222,3 +225,20 @@ async def test_what_a_token_says_and_cannot_be_read_permits_nothing(tmp_path: Pa
     async with ward(tmp_path, consent("c1", "a", provision("permit", purpose="TREAT"))) as (here, token):
         assert (await here.ask("/Patient/a", token)).status == 200
         assert (await here.ask("/Patient/a", here.token("user/*.rs", **said))).status == 404
+
+
+def test_replicas_have_one_digest_of_what_decides() -> None:
+    """Page links are bound to it, and records name it: sets come in another order in every process."""
+    script = (
+        "from fhirshield.policy.compile import RuleSet; from fhirshield.policy.load import loads;"
+        "from fhirshield.policy.consent import ConsentPolicy as P;"
+        "text = 'rules: [{id: a, who: {roles: [x]}, allow: {interactions: [read], resources: [Patient]}}]';"
+        "print(*(RuleSet(loads(text), P(exempt_roles=frozenset(r))).digest for r in ('abcdefgh', 'abcdefg')))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in "1234"
+    }
+    assert len(said) == 1 and len(set(said.pop().split())) == 2
